@@ -1,0 +1,185 @@
+"""vast.storage against a real S3 server, and against one whose bodies break off."""
+
+import contextlib
+import hashlib
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vast.storage
+from vast.errors import ObjectMissing, StoreError, UserError
+from vast.storage import open_store
+
+
+def test_objects_come_back_whole_by_range_and_as_files(s3_url: str, tmp_path: Path) -> None:
+    store = open_store(f"{s3_url}/a/prefix")
+    data = os.urandom(300_000)
+    store.put_bytes("x/y.bin", data)
+    assert store.get_bytes("x/y.bin") == data
+    assert store.get_range("x/y.bin", 123, 100_000) == data[123:100_123]
+    assert store.get_range("x/y.bin", 299_999, 1) == data[-1:]
+    assert store.get_range("x/y.bin", 5, 0) == b""
+    assert store.size("x/y.bin") == len(data)
+    store.get_file("x/y.bin", tmp_path / "copy")
+    store.put_file("z", tmp_path / "copy")
+    store.put_bytes("empty", b"")
+    assert store.get_bytes("z") == data
+    assert store.get_bytes("empty") == b""
+    assert list(store.list()) == ["empty", "x/y.bin", "z"]
+    assert list(store.list("x")) == ["x/y.bin"]
+    store.delete("z")
+    store.delete("z")
+    assert not store.exists("z")
+    assert store.exists("empty")
+
+
+def test_a_large_file_goes_up_in_parts_and_down_the_same(s3_url: str, tmp_path: Path) -> None:
+    with open(tmp_path / "large", "wb") as file:
+        for number in range(20):
+            file.write(bytes([number]) * 1_000_000)
+    store = open_store(s3_url)
+    store.put_file("large", tmp_path / "large")
+    assert store.size("large") == 20_000_000
+    assert store.get_range("large", 7_999_999, 2) == b"\x07\x08"
+    store.get_file("large", tmp_path / "back")
+    digests = {hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("large", "back")}
+    assert len(digests) == 1
+
+
+def test_a_range_past_the_end_is_an_error(s3_url: str) -> None:
+    store = open_store(s3_url)
+    store.put_bytes("a", b"12345")
+    with pytest.raises(StoreError, match=r"a has no bytes 3\.\.6"):
+        store.get_range("a", 3, 4)
+    with pytest.raises(StoreError):
+        store.get_range("a", 100, 4)
+
+
+def test_a_missing_object_is_not_a_missing_bucket(s3_url: str, tmp_path: Path) -> None:
+    store, nowhere = open_store(s3_url), open_store("s3://no-such-bucket-here/prefix")
+    calls: list[Any] = [
+        lambda store: store.get_bytes("k"),
+        lambda store: store.get_range("k", 0, 1),
+        lambda store: store.size("k"),
+        lambda store: store.get_file("k", tmp_path / "k"),
+    ]
+    for call in calls:
+        with pytest.raises(ObjectMissing, match="there is no k"):
+            call(store)
+        with pytest.raises(UserError, match=r"no bucket 'no-such-bucket-here' at http://127\.0\.0\.1"):
+            call(nowhere)
+    # Not put_bytes: this server makes a bucket that it is given an object for.
+    for call in (lambda: list(nowhere.list()), lambda: nowhere.exists("k")):
+        with pytest.raises(UserError, match="no bucket 'no-such-bucket-here'"):
+            call()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_or_absent_credentials_say_what_to_check(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    for call in (lambda store: store.get_bytes("k"), lambda store: store.exists("k"), lambda store: list(store.list())):
+        with pytest.raises(UserError, match=r"refused the credentials .* check AWS_ACCESS_KEY_ID"):
+            call(open_store(s3_url))
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    with pytest.raises(UserError, match="no S3 credentials; set AWS_ACCESS_KEY_ID"):
+        open_store(s3_url).put_bytes("k", b"")
+
+
+def test_when_nothing_listens_the_endpoint_is_named(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StoreError, match=r"http://127\.0\.0\.1:9 .*AWS_ENDPOINT_URL"):
+        open_store(s3_url).put_bytes("k", b"")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_a_store_that_was_used_works_in_a_child_process(s3_url: str, method: str) -> None:
+    store = open_store(s3_url)
+    store.put_bytes("k", b"content")
+    assert pickle.loads(pickle.dumps(store)).get_bytes("k") == b"content"
+    child = get_context(method).Process(target=store.get_bytes, args=("k",))
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+
+
+class _BreaksOff(BaseHTTPRequestHandler):
+    """Serves 100 000 bytes; the first `breaks` bodies end half-way."""
+
+    content = bytes(range(250)) * 400
+    breaks = 0
+    ranges: list[str | None] = []  # noqa: RUF012 - set anew by every test
+    etag = '"one"'
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        type(self).ranges.append(asked)
+        if self.headers.get("If-Match", self.etag) != self.etag:
+            self.send_response(412)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        start, end = 0, len(self.content) - 1
+        if asked:
+            start, end = (int(part) for part in asked.removeprefix("bytes=").split("-"))
+        body = self.content[start : end + 1]
+        self.send_response(206 if asked else 200)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", self.etag)
+        self.end_headers()
+        if self.breaks > 0:
+            type(self).breaks -= 1
+            body = body[: len(body) // 2]
+            self.close_connection = True
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def breaking(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_BreaksOff]]:
+    handler = type("Handler", (_BreaksOff,), {"ranges": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr(vast.storage.time, "sleep", lambda seconds: None)
+    with contextlib.closing(server.socket):
+        yield handler
+        server.shutdown()
+        thread.join()
+
+
+def test_a_body_that_breaks_off_is_resumed_where_it_broke(breaking: type[_BreaksOff]) -> None:
+    store = open_store("s3://bucket")
+    breaking.breaks = 2
+    assert store.get_range("k", 1000, 80_000) == breaking.content[1000:81_000]
+    starts = [int(asked.removeprefix("bytes=").split("-")[0]) for asked in breaking.ranges if asked]
+    assert len(starts) == 3
+    assert starts == sorted(starts)
+    breaking.breaks = 1
+    assert store.get_bytes("k") == breaking.content
+
+
+def test_a_body_that_always_breaks_off_is_an_error_after_some_tries(breaking: type[_BreaksOff]) -> None:
+    breaking.breaks = 1000
+    with pytest.raises(StoreError, match=r"body of k broke off 5 times, with \d+ of 80000 bytes read"):
+        open_store("s3://bucket").get_range("k", 0, 80_000)
+    assert len(breaking.ranges) == vast.storage.BODY_TRIES
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_not_stitched_together(
+    breaking: type[_BreaksOff], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaking.breaks = 1
+    monkeypatch.setattr(vast.storage.time, "sleep", lambda seconds: setattr(breaking, "etag", '"two"'))
+    with pytest.raises(StoreError, match="k was replaced while it was being read"):
+        open_store("s3://bucket").get_range("k", 0, 80_000)
