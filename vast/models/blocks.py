@@ -1,0 +1,73 @@
+"""The pre-norm block around the Affine-Shift mixer, and its parts.
+
+    x = x + DWConv(x)  (position encoding, if switched on);   x = x + mixer(LN(x));   x = x + MLP(LN(x))
+
+Dimensions: B clips · T frames · H rows · W columns · C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from vast.models.affine_shift import AffineShift
+from vast.models.embed import LAYER_NORM_EPS, PositionEncoding
+from vast.models.variants import ModelConfig
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them, on the last axis."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.act = nn.GELU()
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x_BTHWC: Tensor) -> Tensor:
+        """Each token by itself."""
+        y_BTHWC: Tensor = self.fc2(self.act(self.fc1(x_BTHWC)))
+        return y_BTHWC
+
+
+class Branch(nn.Module):
+    """The end of a residual branch: an optional learned factor per channel, then drop path.
+
+    Drop path (stochastic depth, arXiv 1603.09382) zeroes the branch of a whole sample with the given probability
+    while training, and divides the others by the probability of being kept, so that the mean stays.
+    """
+
+    def __init__(self, dim: int, layer_scale: float | None, drop_path: float) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.gamma = nn.Parameter(torch.full((dim,), layer_scale)) if layer_scale is not None else None
+
+    def forward(self, x_BTHWC: Tensor) -> Tensor:
+        """The branch as it is to be added to the residual stream."""
+        if self.gamma is not None:
+            x_BTHWC = x_BTHWC * self.gamma
+        if self.training and self.drop_path > 0.0:
+            keep = 1.0 - self.drop_path
+            x_BTHWC = x_BTHWC * (x_BTHWC.new_empty(x_BTHWC.shape[0], 1, 1, 1, 1).bernoulli_(keep) / keep)
+        return x_BTHWC
+
+
+class Block(nn.Module):
+    """One residual unit: position encoding, mixer, MLP; keeps the shape x_BTHWC."""
+
+    def __init__(self, dim: int, mlp_ratio: int, drop_path: float, config: ModelConfig) -> None:
+        super().__init__()
+        self.position = PositionEncoding(dim) if config.position_encoding else nn.Identity()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mixer = AffineShift(dim, config)
+        self.branch1 = Branch(dim, config.layer_scale, drop_path)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, dim * mlp_ratio)
+        self.branch2 = Branch(dim, config.layer_scale, drop_path)
+
+    def forward(self, x_BTHWC: Tensor) -> Tensor:
+        """Tokens in, tokens of the same shape out."""
+        x_BTHWC = self.position(x_BTHWC)
+        x_BTHWC = x_BTHWC + self.branch1(self.mixer(self.norm1(x_BTHWC)))
+        x_BTHWC = x_BTHWC + self.branch2(self.mlp(self.norm2(x_BTHWC)))
+        return x_BTHWC

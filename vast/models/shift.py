@@ -1,0 +1,121 @@
+"""The shift: groups of channels move by one token along an axis of the token grid. It has no parameters.
+
+Channels are laid out in a fixed order, G channels a direction, and checkpoints depend on it:
+
+    [0, G) H+   [G, 2G) H-   [2G, 3G) W+   [3G, 4G) W-   [4G, 5G) T+   [5G, 6G) T-   [6G, C) stay
+
+"H+" means that a token receives the value of the row before it: out[h] = in[h - 1]. An image model (or a single frame)
+leaves the two temporal groups where they are. So a video model takes its temporal groups from channels that the image
+model of the same size does not move, and inherits the meaning of all the others.
+
+Dimensions: B clips · T frames · H rows · W columns · C channels.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from vast.errors import UserError
+
+Border = Literal["zero", "replicate"]
+
+
+class ShiftGroup(NamedTuple):
+    """Channels [start, stop) that move by `offset` (+1 or -1) along `axis` of x_BTHWC."""
+
+    start: int
+    stop: int
+    axis: int
+    offset: int
+
+
+_T_AXIS, _H_AXIS, _W_AXIS = 1, 2, 3
+_DIRECTIONS = ((_H_AXIS, 1), (_H_AXIS, -1), (_W_AXIS, 1), (_W_AXIS, -1), (_T_AXIS, 1), (_T_AXIS, -1))
+_VECTOR_CHANNELS = 8  # a group of whole 16-byte vectors in bfloat16
+
+
+def group_width(num_channels: int, fraction: float) -> int:
+    """Channels that move in one direction: the fraction rounded down, to a multiple of 8 where it is at least 8."""
+    width = int(num_channels * fraction + 1e-9)  # 1e-9: a fraction such as 1/6 of 96 must give 16
+    return width - width % _VECTOR_CHANNELS if width >= _VECTOR_CHANNELS else width
+
+
+def shift_groups(num_channels: int, fraction: float, temporal: bool) -> tuple[ShiftGroup, ...]:
+    """The groups that move, in channel order: four in space and, if `temporal`, two in time.
+
+    Raises:
+        UserError: when the groups together are wider than the channels.
+    """
+    width = group_width(num_channels, fraction)
+    directions = _DIRECTIONS if temporal else _DIRECTIONS[:4]
+    if width * len(directions) > num_channels:
+        raise UserError(
+            f"model.shift_fraction={fraction} moves {len(directions)} groups of {width} channels, but the stage has "
+            f"only {num_channels}; use at most 1/{len(directions)}"
+        )
+    if width == 0:
+        return ()
+    return tuple(ShiftGroup(i * width, (i + 1) * width, axis, step) for i, (axis, step) in enumerate(directions))
+
+
+class _Shift(torch.autograd.Function):
+    """One slice copy a group, forward and backward: 2 memory passes each, the floor.
+
+    Autograd through indexed slices would write a full-size zero tensor a group and add them up: 27 passes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border) -> Tensor:
+        ctx.groups, ctx.border = groups, border
+        out_BTHWC = x_BTHWC.new_empty(x_BTHWC.shape)
+        for start, stop, axis, offset in groups:
+            source, target = x_BTHWC[..., start:stop], out_BTHWC[..., start:stop]
+            last = source.shape[axis] - 1
+            target.narrow(axis, max(offset, 0), last).copy_(source.narrow(axis, max(-offset, 0), last))
+            edge = 0 if offset > 0 else last  # the plane that nothing moves into
+            if border == "zero":
+                target.select(axis, edge).zero_()
+            else:
+                target.select(axis, edge).copy_(source.select(axis, edge))
+        _copy_rest(out_BTHWC, x_BTHWC, groups)
+        return out_BTHWC
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_BTHWC: Tensor) -> tuple[Tensor, None, None]:
+        out_BTHWC = grad_BTHWC.new_empty(grad_BTHWC.shape)
+        for start, stop, axis, offset in ctx.groups:
+            source, target = grad_BTHWC[..., start:stop], out_BTHWC[..., start:stop]
+            last = source.shape[axis] - 1
+            target.narrow(axis, max(-offset, 0), last).copy_(source.narrow(axis, max(offset, 0), last))
+            target.select(axis, last if offset > 0 else 0).zero_()  # the plane that was pushed out
+            if ctx.border == "replicate":
+                edge = 0 if offset > 0 else last  # this plane was also copied onto itself
+                target.select(axis, edge).add_(source.select(axis, edge))
+        _copy_rest(out_BTHWC, grad_BTHWC, ctx.groups)
+        return out_BTHWC, None, None
+
+
+def _copy_rest(out_BTHWC: Tensor, x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...]) -> None:
+    rest = groups[-1].stop
+    out_BTHWC[..., rest:].copy_(x_BTHWC[..., rest:])
+
+
+def shift(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border = "zero") -> Tensor:
+    """Move each group by one token; the other channels stay. Differentiable once.
+
+    With a single frame the temporal groups stay too: zero-filled, they would lose a quarter of the channels.
+
+    Args:
+        x_BTHWC: tokens.
+        groups: from `shift_groups`: adjacent, starting at channel 0.
+        border: what moves in at the edge, zeros or a copy of the outermost token.
+    """
+    if x_BTHWC.shape[_T_AXIS] == 1:
+        groups = tuple(group for group in groups if group.axis != _T_AXIS)
+    if not groups:
+        return x_BTHWC
+    return cast(Tensor, _Shift.apply(x_BTHWC, groups, border))  # type: ignore[no-untyped-call]  # torch leaves it untyped
