@@ -1,0 +1,1 @@
+"""Training: the frozen config, the loop, checkpoints, metrics and evaluation. Knows nothing of Ray or MLflow."""
