@@ -216,3 +216,35 @@ def ssv2_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
         str(folder / "shards"), annotations, TranscodeSettings(short_side=64), samples_per_shard=10, num_workers=0
     )
     return str(folder / "shards")
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real MLflow tracking server on the loopback, its artifacts proxied, for the whole session."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    (port,) = _free_ports(1)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += [
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "files"),
+    ]
+    # without its job runner the server needs a third of the memory
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    with open(folder / "log", "wb") as log:
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 2 * START_LIMIT_S
+        while True:
+            assert process.poll() is None, (folder / "log").read_text(errors="replace")
+            assert time.monotonic() < deadline, "the MLflow server did not start"
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"{url}/health", timeout=2)
+                break
+            time.sleep(0.3)
+        yield url
+    finally:
+        process.terminate()  # its main process ends its children
+        process.wait(timeout=30)

@@ -1,0 +1,63 @@
+# `make` alone lists the targets. Everything runs in .venv, which the first target that needs it makes.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# The Python that makes the virtual environment (3.11 or newer).
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# Where the demo puts what it makes.
+DEMO ?= demo
+# More flags for the demo: DEMO_FLAGS=--quick shows the path in about a minute, without the accuracy.
+DEMO_FLAGS ?=
+# Extra package index for torch. PyPI's own Linux build carries CUDA (gigabytes); on a machine without a GPU
+# TORCH_INDEX=https://download.pytorch.org/whl/cpu gets the small one.
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help install demo test test-unit lint format ui constraints clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## make .venv with the pinned dependencies
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "installing into $(VENV) (about a minute the first time)"
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(v < (3, 11) and f"{sys.executable} is Python {v[0]}.{v[1]}; 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
+	@# torch by pip, which knows this machine's own indexes; the rest by uv, which is several times faster
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED) ## the whole path on generated clips: raw video to a trained, tracked model
+	@$(BIN)/vast demo --out $(DEMO) $(DEMO_FLAGS)
+
+test: $(INSTALLED) ## every test: unit, then integration on a real S3 server, real Ray and a real MLflow
+	@$(PYTEST) tests
+
+test-unit: $(INSTALLED) ## the quick tests alone, about a minute
+	@$(PYTEST) tests/unit
+
+lint: $(INSTALLED) ## formatting, style and types; changes nothing
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(INSTALLED) ## let ruff format and mend what it can
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+ui: $(INSTALLED) ## MLflow's pages over the demo's runs
+	@$(BIN)/vast ui --store sqlite:///$(abspath $(DEMO))/mlflow.db
+
+constraints: $(INSTALLED) ## rewrite constraints.txt from what is installed
+	@$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+
+clean: ## remove the virtual environment and the demo
+	@rm -rf $(VENV) $(DEMO) build *.egg-info

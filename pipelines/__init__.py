@@ -1,0 +1,1 @@
+"""The command line and the orchestration: the only place that knows Ray and MLflow."""

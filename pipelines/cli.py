@@ -1,0 +1,323 @@
+"""The `vast` command. A user's mistake gives one readable message and exit code 2, never a traceback."""
+
+import argparse
+import datetime
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from pipelines.terminal import Terminal, own_terminal
+from vast import __version__
+from vast.errors import StoreError, UserError
+
+Command = Callable[[argparse.Namespace, Terminal], int | None]
+
+EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 a mistake in what was asked, 130 interrupted."""
+    args = parse(argv)
+    log_path = Path(args.log) if args.log else _log_path(args)
+    try:
+        with own_terminal(log_path) as terminal:
+            try:
+                return args.run(args, terminal) or 0
+            except (UserError, StoreError, KeyboardInterrupt):
+                raise
+            except Exception:
+                traceback.print_exc()  # descriptor 2 is the log here
+                raise
+    except UserError as error:
+        print(f"vast {args.command}: {error}", file=sys.stderr)
+        return EXIT_MISTAKE
+    except StoreError as error:
+        print(f"vast {args.command}: {error}", file=sys.stderr)
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        print(f"\nvast {args.command}: interrupted; the same command continues where it stood", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else ""
+        print(f"vast {args.command}: failed: {type(error).__name__}: {first}\nfull story: {log_path}", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line; key=value words may stand before, between and after options."""
+    parser = build_parser()
+    args, rest = parser.parse_known_args(argv)
+    # argparse gives a `nargs="*"` positional only the first stretch of words
+    if rest and (not hasattr(args, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.overrides += rest
+    return args
+
+
+def _log_path(args: argparse.Namespace) -> Path:
+    if args.command == "demo":
+        return Path(args.out) / "demo.log"
+    now = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path(".vast") / "logs" / f"{now}-{args.command}-{os.getpid()}.log"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="vast",
+        description="Raw action-recognition video to a trained, tracked model: WebDataset shards, VAST, Ray, MLflow.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument(
+        "--log", metavar="FILE", help="where the libraries' own output goes (default: under .vast/logs)"
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_synth(commands)
+    _add_shard(commands)
+    _add_data(commands)
+    _add_tables(commands)
+    for name, what in (("pretrain", "train a recipe from scratch"), ("finetune", "train a recipe from given weights")):
+        _add_train(commands, name, what)
+    _add_search(commands)
+    _add_evaluate(commands)
+    _add_ui(commands)
+    return parser
+
+
+def _add_demo(commands) -> None:  # type: ignore[no-untyped-def]
+    demo = commands.add_parser("demo", help="the whole path on generated, really encoded clips")
+    demo.add_argument("--out", default="demo", metavar="DIR", help="folder for everything it makes (default: demo)")
+    demo.add_argument("--quick", action="store_true", help="few clips and steps: shows the path, not the accuracy")
+    demo.set_defaults(run=_demo)
+
+
+def _add_synth(commands) -> None:  # type: ignore[no-untyped-def]
+    synth = commands.add_parser("synth", help="generate clips in the published layout of a data set")
+    synth.add_argument("dataset", choices=["ssv2", "kinetics"])
+    synth.add_argument("--out", required=True, metavar="DIR", help="folder to write; must not exist or be empty")
+    synth.add_argument("--train", type=_positive, default=640, metavar="N", help="training clips")
+    synth.add_argument("--val", type=_positive, default=160, metavar="N", help="validation clips")
+    synth.add_argument("--seed", type=int, default=0)
+    synth.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, help="processes")
+    synth.set_defaults(run=_synth)
+
+
+def _add_shard(commands) -> None:  # type: ignore[no-untyped-def]
+    shard = commands.add_parser("shard", help="re-encode videos and pack them into WebDataset shards")
+    shard.add_argument("dataset", choices=["ssv2", "kinetics400", "kinetics600", "kinetics700"])
+    shard.add_argument("--annotations", required=True, metavar="DIR", help="folder of the published annotation files")
+    shard.add_argument("--videos", required=True, metavar="DIR", help="folder of the video files")
+    shard.add_argument("--out", required=True, metavar="URL", help="folder or s3://bucket/prefix of the new data set")
+    shard.add_argument("--name", default="", help="name in the manifest (default: the data set's)")
+    shard.add_argument("--short-side", type=_positive, default=256, metavar="PIXELS", help="never scaled up to it")
+    shard.add_argument("--samples-per-shard", type=_positive, default=400, metavar="N")
+    shard.add_argument("--seed", type=int, default=0, help="of the shuffle of records over shards")
+    shard.add_argument("--workers", type=_positive, default=0, help="clips encoded at once (default: every CPU)")
+    shard.add_argument("--overwrite", action="store_true", help="replace another data set at --out")
+    shard.add_argument("--address", metavar="HOST:PORT", help="Ray cluster (default: RAY_ADDRESS, else this machine)")
+    shard.set_defaults(run=_shard)
+
+
+def _add_data(commands) -> None:  # type: ignore[no-untyped-def]
+    data = commands.add_parser("data", help="look at or verify a sharded data set")
+    verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
+    for verb, what in (("show", "what is in it"), ("verify", "re-read everything and check it against the manifest")):
+        one = verbs.add_parser(verb, help=what)
+        one.add_argument("url", metavar="URL")
+        if verb == "verify":
+            one.add_argument("--decode", type=_natural, default=32, metavar="N", help="clips to decode in each split")
+        one.set_defaults(run=_data)
+
+
+def _add_tables(commands) -> None:  # type: ignore[no-untyped-def]
+    commands.add_parser("recipes", help="list the shipped recipes").set_defaults(run=_recipes)
+    commands.add_parser("models", help="list the model sizes").set_defaults(run=_models)
+    check = commands.add_parser("check", help="resolve a recipe and list every problem")
+    _recipe_arguments(check)
+    check.set_defaults(run=_check)
+
+
+def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", metavar="RECIPE", help="a shipped recipe's name or a YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings, as optim.lr=3e-4")
+
+
+def _add_train(commands, name: str, what: str) -> None:  # type: ignore[no-untyped-def]
+    train = commands.add_parser(name, help=f"{what}; a known run resumes")
+    _recipe_arguments(train)
+    train.add_argument(
+        "--ranks", type=_positive, default=0, metavar="N", help="training processes (default: one a GPU, or 1)"
+    )
+    train.add_argument(
+        "--output", default="runs", metavar="URL", help="store for checkpoints and models (default: runs)"
+    )
+    train.add_argument("--address", metavar="HOST:PORT", help="Ray cluster (default: RAY_ADDRESS, else this machine)")
+    train.set_defaults(run=_train)
+
+
+def _add_search(commands) -> None:  # type: ignore[no-untyped-def]
+    search = commands.add_parser("search", help="search over a recipe's settings with Ray Tune")
+    _recipe_arguments(search)
+    search.add_argument("--output", default="runs", metavar="URL", help="store of the campaign (default: runs)")
+    search.add_argument("--address", metavar="HOST:PORT", help="Ray cluster (default: RAY_ADDRESS, else this machine)")
+    search.set_defaults(run=_search)
+
+
+def _add_evaluate(commands) -> None:  # type: ignore[no-untyped-def]
+    evaluate = commands.add_parser("evaluate", help="score a trained model, every record accounted for")
+    evaluate.add_argument("model", metavar="MODEL", help="URL of a run or a checkpoint")
+    evaluate.add_argument("--data", required=True, metavar="URL", help="data set")
+    evaluate.add_argument("--split", default="", help="(default: the recipe's eval_split)")
+    evaluate.add_argument(
+        "--protocol", default="", metavar="TxS", help="temporal x spatial views, as 4x3 (default: the recipe's)"
+    )
+    evaluate.set_defaults(run=_evaluate)
+
+
+def _add_ui(commands) -> None:  # type: ignore[no-untyped-def]
+    ui = commands.add_parser("ui", help="open the MLflow UI over the tracking store")
+    ui.add_argument(
+        "--store", default="", metavar="URI", help="tracking store (default: MLFLOW_TRACKING_URI or ./mlflow.db)"
+    )
+    ui.add_argument("--port", type=_positive, default=5000)
+    ui.set_defaults(run=_ui)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
+    return value
+
+
+# Each command imports what it needs, so that `vast --help` and mistakes answer at once.
+
+
+def _demo(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.demo import FULL, QUICK, run_demo
+
+    run_demo(Path(args.out), terminal, QUICK if args.quick else FULL)
+
+
+def _synth(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.datasets import synth
+
+    synth(
+        args.dataset,
+        Path(args.out),
+        terminal,
+        num_train=args.train,
+        num_val=args.val,
+        seed=args.seed,
+        workers=args.workers,
+    )
+
+
+def _shard(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.datasets import shard
+    from pipelines.launch import connect
+
+    connect(args.address)
+    shard(
+        args.dataset,
+        Path(args.annotations),
+        Path(args.videos),
+        args.out,
+        terminal,
+        name=args.name,
+        short_side=args.short_side,
+        samples_per_shard=args.samples_per_shard,
+        seed=args.seed,
+        workers=args.workers,
+        overwrite=args.overwrite,
+    )
+
+
+def _data(args: argparse.Namespace, terminal: Terminal) -> int:
+    from pipelines.datasets import show, verify
+
+    if args.verb == "show":
+        show(args.url, terminal)
+        return 0
+    return EXIT_FAILED if verify(args.url, terminal, decode=args.decode) else 0
+
+
+def _recipes(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.tables import recipe_rows
+
+    terminal.table("Recipes", ["recipe", "what it is"], recipe_rows())
+
+
+def _models(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.tables import model_rows
+
+    terminal.table("Models", ["model", "params M", "GMACs a view", "clip", "widths", "depths", "source"], model_rows())
+
+
+def _check(args: argparse.Namespace, terminal: Terminal) -> None:
+    import yaml
+
+    from pipelines.config import resolve
+
+    config = resolve(args.recipe, args.overrides)
+    terminal.say(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip())
+    terminal.say(f"# no problems; the run will be called {config.run_name()}")
+
+
+def _train(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.config import resolve
+
+    config = resolve(args.recipe, args.overrides)  # every mistake is found before Ray starts
+    from pipelines.launch import connect, train
+
+    terminal.say(f"library output goes to {terminal.log_path}")
+    connect(args.address)
+    done = train(config, terminal, ranks=args.ranks, output=args.output, note=args.command)
+    terminal.say(
+        f"top-1 {done.score.top1:.1f} %  top-5 {done.score.top5:.1f} %  mean class {done.score.mean_class:.1f} %"
+    )
+    terminal.say(done.score.denominator())
+    terminal.say(f"model  {done.model_url}")
+    terminal.say(f"MLflow run {done.tracking.run_id} in {done.tracking.tracking_uri}")
+
+
+def _search(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.search import resolve_search, run_search, trial_rows
+
+    resolve_search(args.recipe, args.overrides)
+    from pipelines.launch import connect
+
+    terminal.say(f"library output goes to {terminal.log_path}")
+    connect(args.address)
+    campaign = run_search(args.recipe, args.overrides, terminal, output=args.output)
+    terminal.table("Trials, best first", ["trial", campaign.metric, "epochs", "settings"], trial_rows(campaign))
+    terminal.say(f"MLflow run {campaign.tracking.run_id} in {campaign.tracking.tracking_uri}")
+
+
+def _evaluate(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.evaluate import evaluate
+
+    result = evaluate(args.model, args.data, terminal, protocol=args.protocol, split=args.split)
+    terminal.say(f"top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  mean class {result.mean_class:.2f} %")
+    terminal.say(result.denominator())
+
+
+def _ui(args: argparse.Namespace, terminal: Terminal) -> int:
+    from pipelines.tracking import serve_ui
+
+    return serve_ui(args.store, args.port, terminal)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

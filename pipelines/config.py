@@ -1,0 +1,225 @@
+"""From a recipe and overrides to one frozen config, with every problem reported at once.
+
+A recipe is a YAML file, shipped (by name) or the user's own (by path). `base: other_recipe` starts from another one.
+Everything is checked before Ray or a GPU is touched.
+"""
+
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from vast.data.order import steps_per_epoch
+from vast.dataset_format import Manifest, read_manifest
+from vast.errors import StoreError, UserError
+from vast.train.config import TrainConfig
+
+Tree = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, but a key that stands twice is an error instead of a silent overwrite."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping with unique keys."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise UserError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands twice")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Recipes in the package, by name."""
+    folder = Path(str(resources.files("pipelines") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_recipe(recipe: str) -> Tree:
+    """The recipe as a tree, its bases merged in.
+
+    Raises:
+        UserError: unknown name, unreadable file, or YAML that is not a mapping.
+    """
+    return _read(recipe, chain=())
+
+
+def _read(recipe: str, chain: tuple[str, ...]) -> Tree:
+    if recipe in chain:
+        raise UserError(f"recipe {recipe}: `base` goes in a circle: {' -> '.join([*chain, recipe])}")
+    shipped = shipped_recipes()
+    path = shipped.get(recipe, Path(recipe))
+    if not path.is_file():
+        near = difflib.get_close_matches(recipe, shipped, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"recipe {recipe!r}: no such file, and no shipped recipe of that name{hint} (`vast recipes`)")
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UserError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path}: {error}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"recipe {path}: must be a mapping of sections, found {type(tree).__name__}")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    beside = path.parent / f"{base}.yaml"
+    start = _read(str(beside) if base not in shipped and beside.is_file() else str(base), (*chain, recipe))
+    return merge(start, tree)
+
+
+def merge(base: Tree, changes: Mapping[str, Any]) -> Tree:
+    """`base` with `changes` laid over it, section by section."""
+    merged = dict(base)
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def parse_overrides(overrides: Iterable[str]) -> Tree:
+    """`optim.lr=3e-4` words as a tree; values are YAML.
+
+    Raises:
+        UserError: a word without `=` or with an empty key.
+    """
+    tree: Tree = {}
+    for word in overrides:
+        path, equals, text = word.partition("=")
+        if not equals or not path or any(not part for part in path.split(".")):
+            raise UserError(f"override {word!r}: expected section.key=value, as optim.lr=3e-4")
+        try:
+            value = yaml.safe_load(text) if text else ""
+        except yaml.YAMLError as error:
+            raise UserError(f"override {word!r}: the value is not YAML: {error}") from error
+        tree = merge(tree, nested(path, value))
+    return tree
+
+
+def nested(path: str, value: Any) -> Tree:
+    """`a.b` and a value as {a: {b: value}}."""
+    for part in reversed(path.split(".")):
+        value = {part: value}
+    return typing.cast(Tree, value)
+
+
+def resolve(recipe: str, overrides: Sequence[str] = (), *, ignore: Sequence[str] = ("search",)) -> TrainConfig:
+    """The full config of a recipe with overrides, checked against its data sets.
+
+    Args:
+        recipe: shipped name or path of a YAML file.
+        overrides: `section.key=value` words.
+        ignore: top-level sections that are not the training config's.
+
+    Raises:
+        UserError: one message that lists every problem found.
+    """
+    tree = merge(read_recipe(recipe), parse_overrides(overrides))
+    for section in ignore:
+        tree.pop(section, None)
+    return validate(tree, f"recipe {recipe}")
+
+
+def validate(tree: Tree, what: str) -> TrainConfig:
+    """Validate a tree and the data sets it names; one UserError lists every problem."""
+    problems = _wrong_booleans(tree, TrainConfig)
+    config: TrainConfig | None = None
+    try:
+        config = TrainConfig.model_validate(tree)
+    except ValidationError as error:
+        problems += [explain(detail, TrainConfig) for detail in error.errors()]
+    problems += _data_problems(tree, config)
+    if problems or config is None:
+        lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, start=1))
+        count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+        raise UserError(f"{what}: {count}\n{lines}")
+    return config
+
+
+def explain(detail: Any, model: type[BaseModel], prefix: str = "") -> str:
+    """One pydantic finding for a person: dotted path, what was found, what is expected, the nearest valid key."""
+    path = prefix + ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        *section, key = detail["loc"]
+        valid = sorted(_fields_at(model, section))
+        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{path}: unknown key; {hint}valid here: {', '.join(valid)}"
+    if detail["type"] == "missing":
+        return f"{path}: missing; every recipe must give it"
+    message = detail["msg"].removeprefix("Value error, ")
+    return f"{path}: got {detail['input']!r}; {message[0].lower()}{message[1:]}"
+
+
+def _fields_at(model: Any, section: Sequence[str]) -> Iterable[str]:
+    for part in section:
+        model = model.model_fields[part].annotation
+    fields: Iterable[str] = model.model_fields
+    return fields
+
+
+def _wrong_booleans(tree: Tree, model: type[BaseModel], prefix: str = "") -> list[str]:
+    # YAML reads `on`, `yes` and `no` as booleans, and pydantic would turn a boolean into 1.0 without a word.
+    problems = []
+    for key, value in tree.items():
+        field = model.model_fields.get(str(key))
+        if field is None:
+            continue
+        annotation = field.annotation
+        if isinstance(value, dict) and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            problems += _wrong_booleans(value, annotation, f"{prefix}{key}.")
+        kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+        if isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds):
+            problems.append(f"{prefix}{key}: got {value} (YAML reads yes/no/on/off as true/false); expected a number")
+    return problems
+
+
+def _data_problems(tree: Tree, config: TrainConfig | None) -> list[str]:
+    """What is wrong with the data sets named, even when other parts of the tree are wrong too."""
+    data = tree.get("data")
+    if not isinstance(data, dict):
+        return []
+    problems: list[str] = []
+    manifests: dict[str, Manifest] = {}
+    for key in ("url", "eval_url"):
+        url = data.get(key)
+        if not isinstance(url, str) or not url:
+            continue  # a missing data.url is the validator's finding; an empty eval_url means the training set
+        try:
+            manifests[key] = read_manifest(url)
+        except (UserError, StoreError) as error:
+            problems.append(f"data.{key}: {error}")
+    if data.get("url") == "":
+        problems.append(
+            "data.url: empty; give the URL of a data set made by `vast shard`, as data.url=s3://bucket/k400"
+        )
+    if config is None or "url" not in manifests:
+        return problems
+    return problems + _fit_problems(config, manifests)
+
+
+def _fit_problems(config: TrainConfig, manifests: Mapping[str, Manifest]) -> list[str]:
+    problems = []
+    train = manifests["url"]
+    evaluation = manifests.get("eval_url", train)
+    for field, manifest, split in (
+        ("data.train_split", train, config.data.train_split),
+        ("data.eval_split", evaluation, config.data.eval_split),
+    ):
+        if split not in manifest.splits:
+            problems.append(f"{field}: no split {split!r} in {manifest.name!r}; it has {', '.join(manifest.splits)}")
+    if config.data.train_split in train.splits:
+        try:
+            steps_per_epoch(train.splits[config.data.train_split].samples, config.optim.global_batch)
+        except UserError as error:
+            problems.append(f"optim.global_batch: {error}")
+    return problems

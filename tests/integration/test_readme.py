@@ -1,0 +1,104 @@
+"""Every command of the README is run, on generated data and with a small model."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import cli
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, flags=re.S)
+COMMANDS = [line for kind, block in BLOCKS if kind == "bash" for line in block.splitlines() if line.strip()]
+
+# What makes a recipe for GPUs run here; everything else is as written.
+SMALL = ["model.name=vast_micro", "data.num_frames=4", "data.crop_size=32", "data.eval_short_side=32"]
+SMALL += ["data.num_readers=1", "optim.global_batch=8", "optim.epochs=1", "optim.precision=fp32"]
+
+
+def test_the_commands_are_the_expected_kinds():
+    programs = {shlex.split(line)[0] for line in COMMANDS}
+    assert programs == {"make", "vast", "export"}
+    assert len([line for line in COMMANDS if line.startswith("vast ")]) >= 13
+
+
+def test_the_paths_it_names_exist():
+    for path in re.findall(r"`((?:vast|preprocessing|pipelines|infra|tests)/[\w/.]*)`", README):
+        assert (ROOT / path).exists(), path
+
+
+def test_make_demo_takes_the_whole_path(tmp_path):
+    assert "make demo" in COMMANDS
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "MLFLOW_", "RAY_"))}
+    # the environment that runs these tests serves as the installed one
+    make = ["make", "--no-print-directory", "demo", f"BIN={Path(sys.executable).parent}", f"DEMO={tmp_path}/demo"]
+    installed = tmp_path / "installed"
+    installed.touch()
+    done = subprocess.run(
+        [*make, f"INSTALLED={installed}", "DEMO_FLAGS=--quick"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "Warning" not in done.stdout
+    for part in (
+        "records in",
+        "108",
+        "96",
+        "12: ",
+        "without temporal shift",
+        "best trial",
+        "vast ui --store sqlite:///",
+    ):
+        assert part in done.stdout
+    import json
+
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    assert summary["records"] == summary["samples"] + summary["failures"] == 108
+    assert set(summary) == {
+        "seconds_total",
+        "records",
+        "samples",
+        "failures",
+        "pretrain_top1",
+        "finetune_top1",
+        "no_temporal_shift_top1",
+        "best_trial",
+        "tracking_uri",
+        "checkpoint",
+    }
+    assert (Path(summary["checkpoint"]) / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_every_vast_command(ray_local, s3_server, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    run_name = "not trained yet"
+    with s3_server.in_environment():
+        bucket = s3_server.make_bucket()
+        for name, dataset in (("kinetics", "k400"), ("ssv2", "ssv2")):
+            words = ["synth", name, "--out", dataset, "--train", "16", "--val", "8", "--workers", "1"]
+            assert cli.main(words) == 0
+        for line in COMMANDS:
+            words = shlex.split(line.replace("my-bucket", bucket).replace("RUN", run_name))
+            if words[0] != "vast" or words[1] == "ui" or "--ranks" in words:
+                continue  # `vast ui` and the cluster have tests of their own
+            if words[1] in ("pretrain", "finetune", "check", "search"):
+                words += SMALL
+            if words[1] == "synth":
+                words += ["--train", "8", "--val", "8"]
+            assert cli.main(words[1:]) == 0, f"{line}: {capfd.readouterr().err}"
+            out, _ = capfd.readouterr()
+            found = re.search(r"^model +s3://[^/]+/runs/([^/]+)/model$", out, flags=re.M)
+            run_name = found[1] if found else run_name

@@ -1,0 +1,141 @@
+import sys
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.config import merge, nested, parse_overrides, read_recipe, resolve, shipped_recipes
+from pipelines.tables import recipe_rows
+from vast.errors import UserError
+from vast.train.config import TrainConfig
+
+
+def write(folder, text, name="recipe.yaml"):
+    path = folder / name
+    path.write_text(text)
+    return str(path)
+
+
+def test_every_problem_comes_in_one_message_before_anything_heavy_is_loaded(tmp_path):
+    recipe = write(
+        tmp_path,
+        "name: wrong\nmodel: {name: vast_micro}\ndata: {url: /nowhere/at/all}\n"
+        "optim: {learning_rate: 0.1, label_smoothing: 2.0}\n",
+    )
+    before = "ray" in sys.modules
+    with pytest.raises(UserError) as caught:
+        resolve(recipe)
+    message = str(caught.value)
+    assert "3 problems" in message
+    assert "optim.learning_rate: unknown key" in message
+    assert "valid here: beta2, clip_norm, epochs" in message
+    assert "optim.label_smoothing: got 2.0; input should be less than 1" in message
+    assert "data.url: " in message
+    assert "/nowhere/at/all" in message
+    assert ("ray" in sys.modules) == before
+
+
+def test_overrides_change_leaves_and_keep_the_rest(ssv2_shards):
+    config = resolve("demo_finetune_ssv2", [f"data.url={ssv2_shards}", "optim.lr=3e-4", "optim.global_batch=8"])
+    assert config.optim.lr == 3e-4
+    assert config.optim.global_batch == 8
+    assert config.model.name == "vast_micro"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lr", "expected section.key=value"),
+        ("=3", "expected section.key=value"),
+        ("optim..lr=3", "expected section.key=value"),
+        ("optim.lr=[", "not YAML"),
+        ("optim.lr=yes", r"optim\.lr: got True .*expected a number"),
+        ("optim.epochs=1e3", r"optim\.epochs: got '1e3'"),
+        ("model.name=vast_tiny", "vast_ti"),
+        ("eval.protocol=4y3", r"eval\.protocol: got '4y3'|eval: .*4y3"),
+        ("data.train_split=training", r"data\.train_split: no split 'training'"),
+        ("optim.global_batch=4096", r"optim\.global_batch: "),
+        ("modle.name=x", r"modle: unknown key; did you mean 'model'\?"),
+    ],
+)
+def test_a_wrong_override_says_what_to_do(ssv2_shards, override, message):
+    with pytest.raises(UserError, match=message):
+        resolve("demo_finetune_ssv2", [f"data.url={ssv2_shards}", "optim.global_batch=8", override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\na: 2\n", "line 2: the key 'a' stands twice"),
+        ("- 1\n", "must be a mapping"),
+        ("a: [\n", "while parsing"),
+        ("base: recipe\n", "circle"),
+        ("base: nothing_like_it\n", "no such file"),
+        ("a: !!python/object/apply:os.system [true]\n", "could not determine a constructor"),
+    ],
+)
+def test_a_broken_recipe_file_is_explained(tmp_path, text, message):
+    with pytest.raises(UserError, match=message):
+        read_recipe(write(tmp_path, text))
+
+
+def test_a_misspelt_recipe_name_gets_a_suggestion():
+    with pytest.raises(UserError, match="did you mean 'demo_search'"):
+        read_recipe("demo_serch")
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_validates_and_states_its_source_cost_and_score(name, ssv2_shards):
+    text = shipped_recipes()[name].read_text()
+    for word in ("# Source:", "Command:", "Hardware:", "Cost:", "# Expected score:"):
+        assert word in text, f"{name}: its head does not state {word}"
+    config = resolve(name, [f"data.url={ssv2_shards}", "optim.global_batch=4"])
+    again = TrainConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
+    assert again == config
+    assert again.digest() == config.digest()
+
+
+def test_the_recipe_table_has_every_recipe():
+    assert [row[0] for row in recipe_rows()] == list(shipped_recipes())
+    assert all(len(row[1]) > 10 for row in recipe_rows())
+
+
+trees = st.recursive(st.integers(), lambda leaf: st.dictionaries(st.sampled_from("abc"), leaf), max_leaves=8)
+
+
+@given(st.dictionaries(st.sampled_from("abc"), trees), st.dictionaries(st.sampled_from("abc"), trees))
+def test_merge_lays_changes_over_and_touches_nothing_else(base, changes):
+    merged = merge(base, changes)
+    assert set(merged) == set(base) | set(changes)
+    assert merge(merged, changes) == merged
+    for key in set(base) - set(changes):
+        assert merged[key] == base[key]
+
+
+def test_a_dotted_path_nests():
+    assert nested("a.b.c", 1) == {"a": {"b": {"c": 1}}}
+    assert parse_overrides(["a.b=1", "a.c=[2, 3]", "d="]) == {"a": {"b": 1, "c": [2, 3]}, "d": ""}
+
+
+def test_every_leaf_of_the_config_is_described():
+    def walk(model, prefix=""):
+        for name, field in model.model_fields.items():
+            assert field.description, f"{prefix}{name} has no description"
+            if hasattr(field.annotation, "model_fields"):
+                walk(field.annotation, f"{prefix}{name}.")
+
+    walk(TrainConfig)
+
+
+def test_world_size_is_nowhere_in_the_config(ssv2_shards):
+    config = resolve("demo_finetune_ssv2", [f"data.url={ssv2_shards}", "optim.global_batch=8"])
+    banned = {"world_size", "num_ranks", "ranks", "num_nodes", "num_gpus", "device", "hosts"}
+    assert not banned & {path.split(".")[-1] for path in config.flat()}
+
+
+def test_the_same_config_has_the_same_run_name_and_another_never(ssv2_shards):
+    words = [f"data.url={ssv2_shards}", "optim.global_batch=8"]
+    one, same = resolve("demo_finetune_ssv2", words), resolve("demo_finetune_ssv2", words)
+    other = resolve("demo_finetune_ssv2", [*words, "optim.lr=0.5"])
+    assert one.run_name() == same.run_name() != other.run_name()
