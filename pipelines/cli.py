@@ -283,7 +283,7 @@ def _train(args: argparse.Namespace, terminal: Terminal) -> None:
 
     terminal.say(f"library output goes to {terminal.log_path}")
     connect(args.address)
-    done = train(config, terminal, ranks=args.ranks, output=args.output, note=args.command)
+    done = train(config, terminal, ranks=args.ranks, output=args.output, kind=args.command)
     terminal.say(
         f"top-1 {done.score.top1:.1f} %  top-5 {done.score.top5:.1f} %  mean class {done.score.mean_class:.1f} %"
     )
@@ -313,10 +313,10 @@ def _evaluate(args: argparse.Namespace, terminal: Terminal) -> None:
     terminal.say(result.denominator())
 
 
-def _ui(args: argparse.Namespace, terminal: Terminal) -> int:
+def _ui(args: argparse.Namespace, terminal: Terminal) -> None:
     from pipelines.tracking import serve_ui
 
-    return serve_ui(args.store, args.port, terminal)
+    serve_ui(args.store, args.port, terminal)
 
 
 if __name__ == "__main__":

@@ -129,8 +129,24 @@ def resolve(recipe: str, overrides: Sequence[str] = (), *, ignore: Sequence[str]
     return validate(tree, f"recipe {recipe}")
 
 
+def absolute(url: str) -> str:
+    """Local paths made absolute, since Ray's processes stand in folders of their own; other URLs unchanged."""
+    return url if "://" in url or not url else str(Path(url).resolve())
+
+
+def _with_absolute_urls(tree: Tree) -> Tree:
+    changes: Tree = {}
+    for section, keys in (("", ("init_from", "resume_from")), ("data", ("url", "eval_url"))):
+        found = tree.get(section) if section else tree
+        if isinstance(found, dict):
+            urls = {key: absolute(found[key]) for key in keys if isinstance(found.get(key), str)}
+            changes = merge(changes, {section: urls} if section else urls)
+    return merge(tree, changes)
+
+
 def validate(tree: Tree, what: str) -> TrainConfig:
     """Validate a tree and the data sets it names; one UserError lists every problem."""
+    tree = _with_absolute_urls(tree)
     problems = _wrong_booleans(tree, TrainConfig)
     config: TrainConfig | None = None
     try:

@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from pathlib import Path
 
-from pipelines.launch import absolute
+from pipelines.config import absolute
 from pipelines.terminal import Terminal
 from preprocessing.build import build_dataset
 from preprocessing.kinetics import read_kinetics

@@ -67,7 +67,7 @@ def run_demo(out: Path, terminal: Terminal, scale: Scale = FULL) -> None:
 
     def run(recipe: str, kind: str, *overrides: str) -> Finished:
         config = resolve(recipe, [*scale.overrides, *overrides])
-        return train(config, terminal, ranks=min(RANKS, os.cpu_count() or 1), output=str(out / "runs"), note=kind)
+        return train(config, terminal, ranks=min(RANKS, os.cpu_count() or 1), output=str(out / "runs"), kind=kind)
 
     terminal.heading("3/6  Pretrain VAST on the Kinetics-like clips (Ray Train)")
     pretrained = run("demo_pretrain_kinetics", "pretrain", f"data.url={shards['kinetics']}")

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from pipelines import plots, tracking
+from pipelines.config import absolute
 from pipelines.terminal import Bar, Terminal
 from pipelines.tracking import RunRef
 from vast.dataset_format import read_manifest
@@ -43,11 +44,6 @@ class Finished:
         return join_url(self.run_url, "model")
 
 
-def absolute(url: str) -> str:
-    """Local paths made absolute, since Ray's processes stand in folders of their own; other URLs unchanged."""
-    return url if "://" in url or not url else str(Path(url).resolve())
-
-
 def connect(address: str | None, log_path: Path | None = None) -> None:
     """Join the cluster at `address` (or RAY_ADDRESS), or start Ray on this machine, once per process.
 
@@ -74,9 +70,7 @@ def connect(address: str | None, log_path: Path | None = None) -> None:
         raise UserError(f"--address: no Ray cluster to use at {address!r}: {error}") from error
 
 
-def train(
-    config: TrainConfig, terminal: Terminal, *, ranks: int, output: str, parent: str = "", note: str = ""
-) -> Finished:
+def train(config: TrainConfig, terminal: Terminal, *, ranks: int, output: str, kind: str) -> Finished:
     """Run or resume the run that `config` names, on the connected cluster.
 
     Args:
@@ -84,8 +78,7 @@ def train(
         terminal: where the story goes.
         ranks: training processes; 0 takes one per GPU of the cluster, or one.
         output: store under which runs live.
-        parent: MLflow run id that this run is a child of.
-        note: what the run is for, as a tag.
+        kind: what the run is for, as a tag in MLflow.
 
     Raises:
         UserError: a mistake found before or by the ranks.
@@ -96,7 +89,7 @@ def train(
     if done is not None:
         terminal.say(f"  already finished at step {done.step}: {run_url}")
         return done
-    run = _tracking_run(config, run_url, parent, note)
+    run = _tracking_run(config, run_url, kind)
     with tracking.ending(run):
         value = _fit(config, terminal, ranks=ranks, output=absolute(output), run_url=run_url, run=run)
         finished = Finished(run_url, run, value["step"], Score.from_json(value["score"]), ModelCard(**value["card"]))
@@ -117,7 +110,7 @@ def read_result(run_url: str) -> Finished | None:
     )
 
 
-def _tracking_run(config: TrainConfig, run_url: str, parent: str, note: str) -> RunRef:
+def _tracking_run(config: TrainConfig, run_url: str, kind: str) -> RunRef:
     """The MLflow run of this Ray run: the one it had before it was interrupted, else a new one."""
     store = open_store(run_url)
     try:
@@ -126,18 +119,19 @@ def _tracking_run(config: TrainConfig, run_url: str, parent: str, note: str) -> 
             return known
     except ObjectMissing:
         pass
+    manifest = read_manifest(config.data.url)
     run = tracking.create_run(
         tracking.tracking_uri(),
         config.run_name(),
         params=config.flat(),
         tags={
-            "dataset.digest": read_manifest(config.data.url).digest,
+            "dataset.digest": manifest.digest,
             "dataset.url": config.data.url,
             "run.url": run_url,
-            "run.kind": note or "train",
+            "run.kind": kind,
         },
-        parent=parent,
     )
+    tracking.log_dataset(run, manifest.name, config.data.url, manifest.digest, "training")
     store.put_bytes(RUN, json.dumps(asdict(run)).encode())
     return run
 

@@ -25,7 +25,7 @@ def confusion_matrix(path: Path, confusion_KK: NDArray[np.int64], classes: list[
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     if named:
-        short = [name if len(name) <= 44 else name[:43] + "…" for name in classes]
+        short = [name if len(name) <= 56 else name[:55] + "…" for name in classes]
         axes.set_xticks(range(K), short, rotation=40, ha="right", fontsize=8)
         axes.set_yticks(range(K), short, fontsize=8)
         for row in range(K):

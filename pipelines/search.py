@@ -12,8 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError, field_validator
 
 from pipelines import tracking
-from pipelines.config import Tree, explain, merge, nested, parse_overrides, read_recipe, validate
-from pipelines.launch import absolute
+from pipelines.config import Tree, absolute, explain, merge, nested, parse_overrides, read_recipe, validate
 from pipelines.terminal import Terminal
 from pipelines.tracking import MlflowTracker, RunRef
 from vast.errors import UserError
@@ -87,8 +86,8 @@ class Campaign:
     trials: list[Trial]
 
 
-def resolve_search(recipe: str, overrides: Sequence[str]) -> tuple[TrainConfig, SearchConfig, Tree]:
-    """The base config, the search section and the tree that trials change; every problem in one UserError."""
+def resolve_search(recipe: str, overrides: Sequence[str]) -> tuple[TrainConfig, SearchConfig]:
+    """The config that trials change and the search section; every problem in one UserError."""
     tree = merge(read_recipe(recipe), parse_overrides(overrides))
     section = tree.pop("search", None)
     if not isinstance(section, dict):
@@ -103,7 +102,7 @@ def resolve_search(recipe: str, overrides: Sequence[str]) -> tuple[TrainConfig, 
     unknown = [path for path in search.space if path not in known]
     if unknown:
         raise UserError(f"recipe {recipe}: search.space: no such setting: {', '.join(unknown)}")
-    return base, search, tree
+    return base, search
 
 
 def run_search(recipe: str, overrides: Sequence[str], terminal: Terminal, *, output: str) -> Campaign:
@@ -117,7 +116,7 @@ def run_search(recipe: str, overrides: Sequence[str], terminal: Terminal, *, out
     from ray.tune.schedulers import ASHAScheduler
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
-    base, search, tree = resolve_search(recipe, overrides)
+    base, search = resolve_search(recipe, overrides)
     resources = ray.cluster_resources()
     concurrent = int(resources.get("CPU", 1)) // search.cpus_per_trial
     if search.gpus_per_trial:
@@ -134,7 +133,7 @@ def run_search(recipe: str, overrides: Sequence[str], terminal: Terminal, *, out
     with tracking.ending(run):
         tuner = tune.Tuner(
             tune.with_resources(
-                tune.with_parameters(run_trial, tree=_absolute_urls(tree), metric=search.metric, parent=run),
+                tune.with_parameters(run_trial, tree=base.model_dump(mode="json"), metric=search.metric, parent=run),
                 {"CPU": search.cpus_per_trial, "GPU": search.gpus_per_trial},
             ),
             param_space={path: _distribution(spec) for path, spec in search.space.items()},
@@ -160,11 +159,6 @@ def run_search(recipe: str, overrides: Sequence[str], terminal: Terminal, *, out
         best = campaign.trials[0]
         tracking.log_figures(run, {f"best/{search.metric}": best.value})
     return campaign
-
-
-def _absolute_urls(tree: Tree) -> Tree:
-    data = {key: absolute(value) if key.endswith("url") else value for key, value in tree["data"].items()}
-    return {**tree, "data": data, "init_from": absolute(tree.get("init_from", ""))}
 
 
 def _distribution(spec: dict[str, list[Any]]) -> Any:

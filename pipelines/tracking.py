@@ -5,6 +5,7 @@ mode loses the points. So figures go through a bounded queue of ours; what canno
 """
 
 import contextlib
+import json
 import math
 import os
 import queue
@@ -78,6 +79,18 @@ def create_run(
             "or unset the variable to track into a local file"
         ) from error
     return RunRef(uri, run.info.run_id)
+
+
+def log_dataset(run: RunRef, name: str, url: str, digest: str, context: str) -> None:
+    """Link a data set to a run; MLflow shows name and digest beside it."""
+    from mlflow import MlflowClient
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    short = digest.removeprefix("sha256:")[:36]  # MLflow's limit; the whole digest is in the tags
+    source = json.dumps({"url": url})
+    entry = Dataset(name=name, digest=short, source_type="vast", source=source)
+    inputs = [DatasetInput(entry, tags=[InputTag("mlflow.data.context", context)])]
+    MlflowClient(run.tracking_uri).log_inputs(run.run_id, datasets=inputs)
 
 
 def _experiment(client: Any, uri: str, name: str) -> str:
@@ -221,26 +234,20 @@ def log_files(run: RunRef, folder: Path, artifact_path: str = "") -> str | None:
     return None
 
 
-def serve_ui(store: str, port: int, terminal: Terminal) -> int:
-    """Serve MLflow's UI over `store` on loopback until interrupted; for a tracking server, say where its own UI is."""
+def serve_ui(store: str, port: int, terminal: Terminal) -> None:
+    """Become MLflow's server over `store`, on loopback; for a tracking server, say where its own UI is."""
     uri = store or tracking_uri()
     if uri.startswith(("http://", "https://")):
         terminal.say(f"the tracking server has its own UI: {uri}")
-        return 0
+        return
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise UserError(f"--store: no tracking database at {uri}; train something first, or name another store")
     terminal.say(f"MLflow UI over {uri}")
     terminal.say(f"open http://127.0.0.1:{port} (Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a third of the memory
-    server = subprocess.Popen(command, env=environment)
-    try:
-        return server.wait()
-    except KeyboardInterrupt:
-        server.terminate()
-        server.wait()
-        return 0
+    os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # a third of the memory
+    os.execv(sys.executable, command)  # no process of ours between a person's signals and the server
 
 
 def log_figures(run: RunRef, figures: Mapping[str, float], step: int = 0) -> None:

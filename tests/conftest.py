@@ -218,6 +218,12 @@ def ssv2_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder / "shards")
 
 
+@pytest.fixture
+def free_port() -> int:
+    """A port on the loopback that nothing listens on."""
+    return _free_ports(1)[0]
+
+
 @pytest.fixture(scope="session")
 def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow tracking server on the loopback, its artifacts proxied, for the whole session."""

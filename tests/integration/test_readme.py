@@ -1,15 +1,19 @@
 """Every command of the README is run, on generated data and with a small model."""
 
+import contextlib
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
-from pipelines import cli
+from pipelines import cli, tracking
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,8 +65,6 @@ def test_make_demo_takes_the_whole_path(tmp_path):
         "vast ui --store sqlite:///",
     ):
         assert part in done.stdout
-    import json
-
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     assert summary["records"] == summary["samples"] + summary["failures"] == 108
     assert set(summary) == {
@@ -102,3 +104,27 @@ def test_every_vast_command(ray_local, s3_server, tmp_path, monkeypatch, capfd):
             out, _ = capfd.readouterr()
             found = re.search(r"^model +s3://[^/]+/runs/([^/]+)/model$", out, flags=re.M)
             run_name = found[1] if found else run_name
+
+
+def test_vast_ui_serves_the_runs_and_ends_when_told(tmp_path, free_port):
+    store = f"sqlite:///{tmp_path}/mlflow.db"
+    tracking.create_run(store, "a run to see", params={}, tags={})
+    command = [sys.executable, "-m", "pipelines.cli", "ui", "--store", store, "--port", str(free_port)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    url = f"http://127.0.0.1:{free_port}"
+    try:
+        deadline = time.monotonic() + 120
+        page = ""
+        while not page and time.monotonic() < deadline:
+            assert process.poll() is None
+            with contextlib.suppress(OSError):
+                page = urllib.request.urlopen(url, timeout=5).read().decode()
+            time.sleep(0.3)
+        assert "MLflow" in page
+    finally:
+        process.terminate()
+        out, err = process.communicate(timeout=30)
+    assert url in out
+    assert err == ""
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(url, timeout=5)

@@ -170,7 +170,7 @@ class Run:
         split = self.eval_manifest.splits[self.config.data.eval_split]
         return score(predictions, self.eval_set.index.label, len(self.manifest.classes), split.records)
 
-    def _batches(self) -> "_Timed":
+    def _batches(self) -> Iterator[tuple[int, list[TrainBatch], float]]:
         config, place = self.config, self.place
         loader = TrainLoader(
             self.train_set,
@@ -187,7 +187,7 @@ class Run:
         self.network: nn.Module = self.model
         if place.num_ranks > 1:
             self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
-        return _Timed(loader)
+        return _timed(loader)
 
     def _step(self, step: int, micro_batches: list[TrainBatch]) -> dict[str, float]:
         config, place = self.config, self.place
@@ -242,21 +242,12 @@ class Run:
         )
 
 
-class _Timed:
-    """Iterates a loader and says how long each step's clips were waited for."""
-
-    def __init__(self, loader: TrainLoader) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[tuple[int, list[TrainBatch], float]]:
-        batches = iter(self.loader)
-        while True:
-            begun = time.perf_counter()
-            try:
-                step, micro_batches = next(batches)
-            except StopIteration:
-                return
-            yield step, micro_batches, time.perf_counter() - begun
+def _timed(loader: TrainLoader) -> Iterator[tuple[int, list[TrainBatch], float]]:
+    """What the loader yields, and how many seconds each step's clips were waited for."""
+    begun = time.perf_counter()
+    for step, micro_batches in loader:
+        yield step, micro_batches, time.perf_counter() - begun
+        begun = time.perf_counter()
 
 
 def check_same_classes(train: Manifest, evaluation: Manifest, eval_url: str) -> None:

@@ -43,6 +43,14 @@ def test_overrides_change_leaves_and_keep_the_rest(ssv2_shards):
     assert config.model.name == "vast_micro"
 
 
+def test_local_paths_become_absolute_since_ranks_stand_elsewhere(ssv2_shards, monkeypatch, tmp_path):
+    (tmp_path / "here").symlink_to(ssv2_shards)
+    monkeypatch.chdir(tmp_path)
+    config = resolve("demo_finetune_ssv2", ["data.url=here", "init_from=runs/x", "optim.global_batch=8"])
+    assert config.data.url == ssv2_shards
+    assert config.init_from == str(tmp_path / "runs" / "x")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -1,6 +1,7 @@
 import pytest
 
-from pipelines.launch import absolute, scaling_for
+from pipelines.config import absolute
+from pipelines.launch import scaling_for
 from vast.errors import UserError
 
 

@@ -7,7 +7,7 @@ OVERRIDES = ["optim.global_batch=8"]
 
 
 def test_the_shipped_search_resolves(ssv2_shards):
-    base, search, _ = resolve_search("demo_search", [f"data.url={ssv2_shards}", *OVERRIDES])
+    base, search = resolve_search("demo_search", [f"data.url={ssv2_shards}", *OVERRIDES])
     assert set(search.space) <= set(base.flat())
     assert search.num_trials >= 2
 

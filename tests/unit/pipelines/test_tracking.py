@@ -29,6 +29,9 @@ def test_a_run_holds_what_it_was_given(uri):
     assert found.data.params == {key: str(value) for key, value in params.items()}
     assert found.data.tags["dataset.digest"] == "sha256:1"
     assert found.data.tags["mlflow.source.git.commit"]
+    tracking.log_dataset(run, "ssv2", "s3://bucket/ssv2", f"sha256:{'a' * 64}", "training")
+    (given,) = MlflowClient(uri).get_run(run.run_id).inputs.dataset_inputs
+    assert (given.dataset.name, given.dataset.digest) == ("ssv2", "a" * 36)
     child = tracking.create_run(uri, "child", params={}, tags={}, parent=run.run_id)
     assert MlflowClient(uri).get_run(child.run_id).data.tags[tracking.PARENT_TAG] == run.run_id
 
