@@ -261,8 +261,11 @@ def _recipes(args: argparse.Namespace, terminal: Terminal) -> None:
 
 def _models(args: argparse.Namespace, terminal: Terminal) -> None:
     from pipelines.tables import model_rows
+    from vast.models.variants import SIZES
 
-    terminal.table("Models", ["model", "params M", "GMACs a view", "clip", "widths", "depths", "source"], model_rows())
+    terminal.table("Models", ["model", "params M", "GMACs a view", "clip", "widths", "depths"], model_rows())
+    for source in sorted({size.source for size in SIZES.values()}):
+        terminal.say(f"sizes: {source}")
 
 
 def _check(args: argparse.Namespace, terminal: Terminal) -> None:

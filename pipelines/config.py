@@ -167,7 +167,7 @@ def explain(detail: Any, model: type[BaseModel], prefix: str = "") -> str:
     if detail["type"] == "extra_forbidden":
         *section, key = detail["loc"]
         valid = sorted(_fields_at(model, section))
-        near = difflib.get_close_matches(key, valid, n=1, cutoff=0.4)
+        near = difflib.get_close_matches(key, valid, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{path}: unknown key; {hint}valid here: {', '.join(valid)}"
     if detail["type"] == "missing":

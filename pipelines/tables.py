@@ -38,7 +38,6 @@ def model_rows() -> list[list[str]]:
                 f"{frames}x{side}x{side}",
                 "/".join(map(str, size.dims)),
                 "/".join(map(str, size.depths)),
-                size.source,
             ]
         )
     return rows

@@ -12,16 +12,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+
+LOG_WIDTH = 160
 
 
 class Terminal:
     """Our lines for a person, on a terminal or in a log."""
 
     def __init__(self, stream: IO[str]) -> None:
-        self.console = Console(file=stream, highlight=False, soft_wrap=True)
+        # in a log there is no edge to wrap at
+        width = None if stream.isatty() else LOG_WIDTH
+        self.console = Console(file=stream, highlight=False, soft_wrap=True, width=width)
         self.log_path: Path | None = None
 
     def say(self, text: str, style: str = "") -> None:
@@ -37,10 +42,13 @@ class Terminal:
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
     def table(self, title: str, columns: list[str], rows: list[list[str]]) -> None:
-        """A table; numbers stay as given."""
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for column in columns:
-            table.add_column(column, overflow="fold")
+        """A table; only its last column is ever folded."""
+        table = Table(
+            title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=any(columns)
+        )
+        for column in columns[:-1]:
+            table.add_column(column, no_wrap=True)
+        table.add_column(columns[-1], overflow="fold")
         for row in rows:
             table.add_row(*row)
         self.console.print(table)

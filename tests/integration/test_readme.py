@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import secrets
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli, tracking
+from vast.storage import open_store
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -104,6 +106,60 @@ def test_every_vast_command(ray_local, s3_server, tmp_path, monkeypatch, capfd):
             out, _ = capfd.readouterr()
             found = re.search(r"^model +s3://[^/]+/runs/([^/]+)/model$", out, flags=re.M)
             run_name = found[1] if found else run_name
+
+
+@pytest.fixture
+def cluster(s3_server, tmp_path, free_port):
+    """A Ray head node of its own, as `ray start` makes one; yields its address and the environment of its users."""
+    environment = {**os.environ, **s3_server.environment, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={free_port}"]
+    command += ["--node-ip-address=127.0.0.1", "--num-cpus=2", "--include-dashboard=false"]
+    # the head's own port must not lie in the range of its workers' ports
+    command += ["--object-store-memory=100000000", "--min-worker-port=30000", "--max-worker-port=30999"]
+    with open(tmp_path / "head.log", "wb") as log:
+        # not in a folder of the sources: a node finds the package where it is installed
+        head = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        deadline = time.monotonic() + 60
+        while b"Ray runtime started" not in (tmp_path / "head.log").read_bytes():
+            assert head.poll() is None, (tmp_path / "head.log").read_text()
+            assert time.monotonic() < deadline, "no Ray head node in a minute"
+            time.sleep(0.2)
+        yield f"127.0.0.1:{free_port}", environment
+    finally:
+        head.terminate()
+        head.wait(timeout=30)
+
+
+@pytest.mark.slow
+def test_the_cluster_commands(cluster, s3_server, mlflow_server, ssv2_shards, tmp_path):
+    address, environment = cluster
+    bucket = s3_server.make_bucket()
+    with s3_server.in_environment():
+        store, source = open_store(f"s3://{bucket}/k400"), open_store(ssv2_shards)
+        for key in source.list():
+            store.put_bytes(key, source.get_bytes(key))
+    lines = [line for line in COMMANDS if line.startswith("export ") or "--ranks" in line]
+    given = {"head.internal:6379": address, "http://mlflow.internal:5000": mlflow_server, "my-bucket": bucket}
+    given |= {"--ranks 16": "--ranks 2"}
+    script = "\n".join(lines)
+    for here, there in given.items():
+        assert here in script
+        script = script.replace(here, there)
+    script = script.replace("vast pretrain", f"{sys.executable} -m pipelines.cli pretrain") + " " + " ".join(SMALL)
+    done = subprocess.run(
+        ["bash", "-euc", script],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "on 2 rank(s)" in done.stdout
+    assert f"in {mlflow_server}" in done.stdout
 
 
 def test_vast_ui_serves_the_runs_and_ends_when_told(tmp_path, free_port):

@@ -11,6 +11,8 @@ from vast.data.augment import normalise
 from vast.data.reader import EvalBatch
 from vast.train.metrics import Predictions
 
+MAX_CLIPS = 32  # in one forward pass: a 10x3 protocol must not need thirty times the memory of training
+
 
 @torch.no_grad()
 def predict(
@@ -35,10 +37,12 @@ def predict(
         if len(batch.sample_B) == 0:
             continue
         B, V = batch.clip_BVCTHW.shape[:2]
-        clip_NCTHW = normalise(batch.clip_BVCTHW.flatten(0, 1).to(device), mean, std)
-        with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-            logits_NK = model(clip_NCTHW)
-        probs_BK = logits_NK.float().softmax(dim=-1).unflatten(0, (B, V)).mean(dim=1).cpu().numpy()
+        parts = []
+        for clip_NCTHW in batch.clip_BVCTHW.flatten(0, 1).split(MAX_CLIPS):
+            with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+                logits_NK = model(normalise(clip_NCTHW.to(device), mean, std))
+            parts.append(logits_NK.float().softmax(dim=-1))
+        probs_BK = torch.cat(parts).reshape(B, V, -1).mean(dim=1).cpu().numpy()
         rows.extend(zip(batch.sample_B.tolist(), batch.label_B.tolist(), probs_BK, strict=True))
     model.train(was_training)
     return _gather(rows, unreadable)
