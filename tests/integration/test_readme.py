@@ -12,6 +12,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines import cli, tracking
@@ -128,7 +129,10 @@ def cluster(s3_server, tmp_path, free_port):
             time.sleep(0.2)
         yield f"127.0.0.1:{free_port}", environment
     finally:
-        head.terminate()
+        # asked politely, a head node takes half a minute to go
+        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         head.wait(timeout=30)
 
 

@@ -38,7 +38,7 @@ def predict(
             continue
         B, V = batch.clip_BVCTHW.shape[:2]
         parts = []
-        for clip_NCTHW in batch.clip_BVCTHW.flatten(0, 1).split(MAX_CLIPS):
+        for clip_NCTHW in torch.split(batch.clip_BVCTHW.flatten(0, 1), MAX_CLIPS):
             with torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
                 logits_NK = model(normalise(clip_NCTHW.to(device), mean, std))
             parts.append(logits_NK.float().softmax(dim=-1))
