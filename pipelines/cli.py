@@ -282,11 +282,10 @@ def _train(args: argparse.Namespace, terminal: Terminal) -> None:
     from pipelines.config import resolve
 
     config = resolve(args.recipe, args.overrides)  # every mistake is found before Ray starts
-    from pipelines.launch import connect, train
+    from pipelines.launch import train
 
     terminal.say(f"library output goes to {terminal.log_path}")
-    connect(args.address)
-    done = train(config, terminal, ranks=args.ranks, output=args.output, kind=args.command)
+    done = train(config, terminal, ranks=args.ranks, output=args.output, kind=args.command, address=args.address)
     terminal.say(
         f"top-1 {done.score.top1:.1f} %  top-5 {done.score.top5:.1f} %  mean class {done.score.mean_class:.1f} %"
     )

@@ -46,7 +46,7 @@ SETS = {
     "kinetics": DemoSet("kinetics", "kinetics400", "annotations", "videos"),
     "ssv2": DemoSet("ssv2", "ssv2", "labels", "20bn-something-something-v2"),
 }
-FULL = Scale({"kinetics": (320, 80), "ssv2": (640, 160)})
+FULL = Scale({"kinetics": (320, 80), "ssv2": (640, 240)})
 QUICK = Scale({"kinetics": (32, 16), "ssv2": (32, 16)}, ("optim.epochs=2", "optim.global_batch=8"))
 
 

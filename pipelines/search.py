@@ -141,8 +141,7 @@ def run_search(recipe: str, overrides: Sequence[str], terminal: Terminal, *, out
                 metric=search.metric,
                 mode=search.mode,
                 num_samples=search.num_trials,
-                max_concurrent_trials=concurrent,
-                search_alg=BasicVariantGenerator(random_state=base.seed),
+                search_alg=BasicVariantGenerator(max_concurrent=concurrent, random_state=base.seed),
                 scheduler=ASHAScheduler(
                     time_attr="epoch",
                     max_t=base.optim.epochs,

@@ -54,7 +54,6 @@ def create_run(
     params: Mapping[str, Any],
     tags: Mapping[str, str],
     parent: str = "",
-    experiment: str = "",
 ) -> RunRef:
     """Create a run, as a child of `parent` if given.
 
@@ -67,7 +66,10 @@ def create_run(
 
     try:
         client = MlflowClient(uri)
-        experiment_id = _experiment(client, uri, experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME", "vast"))
+        if parent:  # where its parent is, whatever this process's environment says
+            experiment_id = client.get_run(parent).info.experiment_id
+        else:
+            experiment_id = _experiment(client, uri, os.environ.get("MLFLOW_EXPERIMENT_NAME", "vast"))
         all_tags = {**source_tags(), **tags, **({PARENT_TAG: parent} if parent else {})}
         run = client.create_run(experiment_id, run_name=name, tags=all_tags)
         entries = [Param(key, str(value)) for key, value in params.items()]

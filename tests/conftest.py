@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import av
 import numpy as np
@@ -148,24 +149,19 @@ def s3_url(s3_server: S3Server) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def ray_local(s3_server: S3Server) -> Iterator[None]:
-    """A local Ray with two CPUs, for the whole session; its workers inherit the S3 server's environment."""
+    """A local Ray, for the whole session; its workers inherit the S3 server's environment."""
     import ray
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    from pipelines.launch import connect
+
+    with mock.patch.dict(os.environ), s3_server.in_environment():  # what connect() sets is undone at the end
+        os.environ.pop("RAY_ADDRESS", None)
+        os.environ.pop("RAY_AUTH_MODE", None)
         # Ray itself switches tokens on for a local cluster; given one, it does not write one into the home folder.
-        patch.delenv("RAY_AUTH_MODE", raising=False)
-        patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        with s3_server.in_environment():
-            ray.init(
-                address="local",
-                num_cpus=2,
-                include_dashboard=False,
-                log_to_driver=False,
-                object_store_memory=100_000_000,
-            )
-        yield
-        ray.shutdown()
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        connect(None)
+    yield
+    ray.shutdown()
 
 
 def _free_ports(count: int) -> list[int]:

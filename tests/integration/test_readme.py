@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from mlflow import MlflowClient
 
 from pipelines import cli, tracking
 from vast.storage import open_store
@@ -86,27 +87,66 @@ def test_make_demo_takes_the_whole_path(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_vast_command(ray_local, s3_server, tmp_path, monkeypatch, capfd):
+def test_every_vast_command(ray_local, s3_server, mlflow_server, tmp_path, monkeypatch, capfd):
+    """The whole path through S3 and a tracking server, in the README's own words; then what it left in MLflow."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "readme")
     run_name = "not trained yet"
     with s3_server.in_environment():
         bucket = s3_server.make_bucket()
         for name, dataset in (("kinetics", "k400"), ("ssv2", "ssv2")):
             words = ["synth", name, "--out", dataset, "--train", "16", "--val", "8", "--workers", "1"]
             assert cli.main(words) == 0
+        said = {}
         for line in COMMANDS:
             words = shlex.split(line.replace("my-bucket", bucket).replace("RUN", run_name))
             if words[0] != "vast" or words[1] == "ui" or "--ranks" in words:
                 continue  # `vast ui` and the cluster have tests of their own
             if words[1] in ("pretrain", "finetune", "check", "search"):
                 words += SMALL
+            if words[1] in ("pretrain", "finetune"):
+                words += ["--ranks", "2"]
             if words[1] == "synth":
                 words += ["--train", "8", "--val", "8"]
+            capfd.readouterr()
             assert cli.main(words[1:]) == 0, f"{line}: {capfd.readouterr().err}"
             out, _ = capfd.readouterr()
+            said[words[1], words[2] if len(words) > 2 else ""] = out
             found = re.search(r"^model +s3://[^/]+/runs/([^/]+)/model$", out, flags=re.M)
             run_name = found[1] if found else run_name
+    assert "19 records = 16 samples + 3 failures" in said["shard", "ssv2"]
+    assert "on 2 rank(s)" in said["finetune", "finetune_ssv2_vast_ti_8f"]
+    assert "missing (head.weight, head.bias)" in said["finetune", "finetune_ssv2_vast_ti_8f"]
+    evaluated = next(text for (verb, _), text in said.items() if verb == "evaluate")
+    assert "8 of 11 records scored; 3 not in the shards (left out), 0 unreadable (counted wrong)" in evaluated
+    check_mlflow(MlflowClient(mlflow_server))
+
+
+def check_mlflow(client):
+    runs = client.search_runs([client.get_experiment_by_name("readme").experiment_id])
+    by_kind = {}
+    for run in runs:
+        by_kind.setdefault(run.data.tags["run.kind"], []).append(run)
+    assert {kind: len(found) for kind, found in by_kind.items()} == {
+        "pretrain": 1,
+        "finetune": 1,
+        "evaluate": 1,
+        "search": 1,
+        "trial": 4,
+    }
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in by_kind["trial"]} == {by_kind["search"][0].info.run_id}
+    (train,) = by_kind["finetune"]
+    assert train.data.params["optim.epochs"] == "1"
+    assert train.data.params["model.name"] == "vast_micro"
+    assert train.data.tags["dataset.digest"].startswith("sha256:")
+    assert train.data.tags["mlflow.source.git.commit"]
+    assert {"train/loss", "eval/top1", "eval/mean_class", "optim/lr"} <= set(train.data.metrics)
+    names = {file.path for file in client.list_artifacts(train.info.run_id)}
+    assert names == {"recipe.yaml", "confusion_matrix.png", "model"}
+    files = {file.path for file in client.list_artifacts(train.info.run_id, "model")}
+    assert files == {"model/model.json", "model/model.safetensors"}
 
 
 @pytest.fixture

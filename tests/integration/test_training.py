@@ -1,4 +1,4 @@
-"""Whole runs on the real parts: Ray Train, a real S3 server, a real MLflow server, processes that are killed."""
+"""Runs that are cut up: over ranks, by Ctrl-C, by SIGKILL."""
 
 import json
 import os
@@ -13,16 +13,7 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
-from pipelines import cli
-
 TINY = ["data.num_frames=4", "data.crop_size=32", "data.eval_short_side=32", "optim.global_batch=8"]
-
-
-def vast(capfd, *words):
-    code = cli.main(list(words))
-    out, err = capfd.readouterr()
-    assert code == 0, err
-    return out
 
 
 # --- ranks ------------------------------------------------------------------------------------------------------------
@@ -135,55 +126,3 @@ def test_ctrl_c_then_sigkill_then_the_same_command_resumes_and_ends_as_if_nothin
     assert [run.info.status for run in runs] == ["FINISHED"]
     steps = {point.step for point in client.get_metric_history(runs[0].info.run_id, "train/loss")}
     assert max(steps) == 72
-
-
-# --- everything through S3 and a tracking server ----------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_shard_train_evaluate_search_through_s3_and_an_mlflow_server(
-    ray_local, s3_server, mlflow_server, tmp_path, monkeypatch, capfd
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
-    with s3_server.in_environment():
-        bucket = s3_server.make_bucket()
-        data, runs = f"s3://{bucket}/ssv2", f"s3://{bucket}/runs"
-        vast(capfd, "synth", "ssv2", "--out", "raw", "--train", "24", "--val", "12", "--seed", "5")
-        shard = ["shard", "ssv2", "--annotations", "raw/labels", "--videos", "raw/20bn-something-something-v2"]
-        out = vast(capfd, *shard, "--out", data, "--short-side", "64", "--samples-per-shard", "10")
-        assert "27 records = 24 samples + 3 failures" in out
-        assert "no problems" in vast(capfd, "data", "verify", data, "--decode", "4")
-        assert "already complete" in vast(
-            capfd, *shard, "--out", data, "--short-side", "64", "--samples-per-shard", "10"
-        )
-
-        settings = [f"data.url={data}", *TINY, "optim.epochs=2", "eval.every_epochs=1", "checkpoint.every_epochs=1"]
-        out = vast(capfd, "finetune", "demo_finetune_ssv2", *settings, "--ranks", "2", "--output", runs)
-        assert "12 of 15 records scored; 3 not in the shards (left out), 0 unreadable (counted wrong)" in out
-        assert "epoch   2  step     6  top-1" in out
-        model = out.split("model  ")[1].split()[0]
-
-        out = vast(capfd, "evaluate", model, "--data", data, "--protocol", "2x3")
-        assert "12 of 15 records scored" in out
-
-        out = vast(capfd, "search", "demo_search", *settings, "search.num_trials=3", "--output", runs)
-        assert "Trials, best first" in out
-    client = MlflowClient(mlflow_server)
-    found = client.search_runs([client.get_experiment_by_name("vast").experiment_id])
-    kinds = sorted(run.data.tags["run.kind"] for run in found)
-    assert kinds == ["evaluate", "finetune", "search", "trial", "trial", "trial"]
-    assert {run.info.status for run in found} == {"FINISHED"}
-    by_kind = {run.data.tags["run.kind"]: run for run in found}
-    trials = [run for run in found if run.data.tags["run.kind"] == "trial"]
-    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {by_kind["search"].info.run_id}
-    train = by_kind["finetune"]
-    assert train.data.params["optim.epochs"] == "2"
-    assert train.data.tags["dataset.digest"].startswith("sha256:")
-    assert {"train/loss", "eval/top1", "eval/mean_class", "optim/lr"} <= set(train.data.metrics)
-    names = {file.path for file in client.list_artifacts(train.info.run_id)}
-    assert names == {"recipe.yaml", "confusion_matrix.png", "model"}
-    assert {file.path for file in client.list_artifacts(train.info.run_id, "model")} == {
-        "model/model.json",
-        "model/model.safetensors",
-    }

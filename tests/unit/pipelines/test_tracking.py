@@ -22,7 +22,7 @@ def dead_server():
         return f"http://127.0.0.1:{probe.getsockname()[1]}"
 
 
-def test_a_run_holds_what_it_was_given(uri):
+def test_a_run_holds_what_it_was_given(uri, monkeypatch):
     params = {f"section.key{i}": i for i in range(150)}  # more than one batch
     run = tracking.create_run(uri, "name", params=params, tags={"dataset.digest": "sha256:1"})
     found = MlflowClient(uri).get_run(run.run_id)
@@ -33,7 +33,13 @@ def test_a_run_holds_what_it_was_given(uri):
     (given,) = MlflowClient(uri).get_run(run.run_id).inputs.dataset_inputs
     assert (given.dataset.name, given.dataset.digest) == ("ssv2", "a" * 36)
     child = tracking.create_run(uri, "child", params={}, tags={}, parent=run.run_id)
-    assert MlflowClient(uri).get_run(child.run_id).data.tags[tracking.PARENT_TAG] == run.run_id
+    found_child = MlflowClient(uri).get_run(child.run_id)
+    assert found_child.data.tags[tracking.PARENT_TAG] == run.run_id
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "another")
+    elsewhere = tracking.create_run(
+        uri, "child of a process with another environment", params={}, tags={}, parent=run.run_id
+    )
+    assert MlflowClient(uri).get_run(elsewhere.run_id).info.experiment_id == found.info.experiment_id
 
 
 def test_figures_arrive_by_step_and_non_finite_ones_are_flagged(uri):
