@@ -141,7 +141,10 @@ def test_a_build_in_which_nothing_could_be_encoded_says_why(tmp_path: Path, sour
     assert not (tmp_path / "manifest.json").exists()
 
 
-def test_without_ray_the_error_names_both_ways_out(tmp_path: Path, source: Annotations) -> None:
+def test_without_ray_the_error_names_both_ways_out(
+    tmp_path: Path, source: Annotations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # another test's Ray may be running
     with pytest.raises(UserError, match=r"ray\.init\(\) first, or use num_workers=0"):
         build(tmp_path, source, num_workers=2)
     whole = build(tmp_path, source)

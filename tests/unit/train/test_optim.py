@@ -21,7 +21,7 @@ def test_learning_rate_rises_then_falls_between_floor_and_peak(epochs, steps_per
     total = epochs * steps_per_epoch
     rates = [learning_rate(step, config, steps_per_epoch) for step in range(total)]
     peak = rates.index(max(rates))
-    assert all(0 < rate <= 0.5 + 1e-12 for rate in rates) or floor == 0
+    assert all(0 <= rate <= 0.5 + 1e-12 for rate in rates)
     assert all(a <= b for a, b in pairwise(rates[: peak + 1]))
     assert all(a >= b - 1e-12 for a, b in pairwise(rates[peak:]))
     if total > 2 and round(warmup * steps_per_epoch) < total - 1:
