@@ -29,7 +29,7 @@ def synth(
         made = make(out, num_train=num_train, num_val=num_val, seed=seed, num_workers=workers, on_progress=bar.set)
     planted = sum(len(faults) for faults in made.planted.values())
     total = sum(made.records.values())
-    terminal.say(f"  {total} records in {len(made.classes)} classes, {planted} of them bad on purpose: {out}")
+    terminal.say(f"  {total} records in {len(made.classes)} classes, {planted} of them bad on purpose")
     return made
 
 
