@@ -47,7 +47,7 @@ SETS = {
     "ssv2": DemoSet("ssv2", "ssv2", "labels", "20bn-something-something-v2"),
 }
 FULL = Scale({"kinetics": (320, 80), "ssv2": (640, 240)})
-QUICK = Scale({"kinetics": (32, 16), "ssv2": (32, 16)}, ("optim.epochs=2", "optim.global_batch=8"))
+QUICK = Scale({"kinetics": (32, 16), "ssv2": (32, 16)}, ("optim.epochs=2", "search.num_trials=2"))
 
 
 def run_demo(out: Path, terminal: Terminal, scale: Scale = FULL) -> None:

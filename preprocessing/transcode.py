@@ -117,10 +117,14 @@ def transcode(
         raise ClipError("not trimmed", f"lasts {source.declared_s:.1f} s, expected at most {max_duration_s:.1f} s")
     with tempfile.TemporaryDirectory(prefix="vast-clip-") as folder:
         output = Path(folder, "clip.mp4")
-        _run_ffmpeg(ffmpeg_arguments(source_path, str(output), settings, source.rate), source_path, time_limit_s)
+        arguments = ffmpeg_arguments(source_path, str(output), settings, source.rate)
+        complaint = _run_ffmpeg(arguments, source_path, time_limit_s)
         media = output.read_bytes()
     clip = _prove(media)
     if source.declared_s is not None and clip.duration_s + 1 / clip.video_fps < MIN_SPAN * source.declared_s:
+        # ffmpeg's threads race: the same torn file ends it with an error or, at times, only with a complaint
+        if complaint:
+            raise ClipError("unreadable", complaint)
         raise ClipError("cut short", f"decodes to {clip.duration_s:.2f} s of the declared {source.declared_s:.2f} s")
     return clip
 
@@ -200,7 +204,8 @@ def _declared_s(container: av.container.InputContainer, stream: av.VideoStream) 
     return container.duration / av.time_base if container.duration else None
 
 
-def _run_ffmpeg(arguments: list[str], source: str, time_limit_s: float) -> None:
+def _run_ffmpeg(arguments: list[str], source: str, time_limit_s: float) -> str:
+    """Run to the end; returns what it complained about without failing."""
     process = subprocess.Popen(arguments, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     # From outside and not by preexec_fn, which is unsafe in a process with threads and slow in a large one.
     if hasattr(resource, "prlimit"):
@@ -214,9 +219,10 @@ def _run_ffmpeg(arguments: list[str], source: str, time_limit_s: float) -> None:
         if process.poll() is None:
             process.kill()
             process.communicate()
+    text = _plain(messages.decode(errors="replace"), source)
     if process.returncode:
-        text = _plain(messages.decode(errors="replace"), source) or f"ffmpeg ended with {process.returncode}"
-        raise ClipError("unreadable", text)
+        raise ClipError("unreadable", text or f"ffmpeg ended with {process.returncode}")
+    return text
 
 
 def _prove(media: bytes) -> Clip:

@@ -109,6 +109,8 @@ def test_every_vast_command(ray_local, s3_server, mlflow_server, tmp_path, monke
                 words += ["--ranks", "2"]
             if words[1] == "finetune":
                 words += ["data.num_readers=1"]  # reader processes under Ray, once
+            if words[1] == "search":
+                words += ["search.num_trials=2"]
             if words[1] == "synth":
                 words += ["--train", "8", "--val", "8"]
             capfd.readouterr()
@@ -135,7 +137,7 @@ def check_mlflow(client):
         "finetune": 1,
         "evaluate": 1,
         "search": 1,
-        "trial": 4,
+        "trial": 2,
     }
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in by_kind["trial"]} == {by_kind["search"][0].info.run_id}
