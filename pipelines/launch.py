@@ -44,7 +44,7 @@ class Finished:
         return join_url(self.run_url, "model")
 
 
-def connect(address: str | None, log_path: Path | None = None) -> None:
+def connect(address: str | None) -> None:
     """Join the cluster at `address` (or RAY_ADDRESS), or start Ray on this machine, once per process.
 
     Raises:

@@ -24,6 +24,7 @@ from preprocessing.records import (
     kinetics_key,
     list_videos,
     raise_problems,
+    the_one_file,
 )
 from vast.dataset_format import UNLABELLED
 from vast.errors import UserError
@@ -95,12 +96,7 @@ def _annotation_file(folder: Path, split: str) -> Path:
     names = SPLIT_FILES.get(split)
     if names is None:
         raise UserError(f"Kinetics has no split {split!r}; it has {', '.join(SPLIT_FILES)}")
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if not found:
-        raise UserError(f"{folder} has no {' or '.join(names)}")
-    if len(found) > 1:
-        raise UserError(f"{folder} has both {' and '.join(names)}; keep the one to be used")
-    return found[0]
+    return the_one_file(folder, names)
 
 
 def _read_csv(path: Path, split: str) -> list[_Row]:

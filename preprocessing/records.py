@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,6 +118,20 @@ def list_videos(folder: str | os.PathLike[str]) -> list[VideoFile]:
                 path = Path(parent, name)
                 videos.append(VideoFile(str(path), path.relative_to(root).as_posix(), stem))
     return videos
+
+
+def the_one_file(folder: Path, names: Sequence[str]) -> Path:
+    """The file of `folder` that has one of these names.
+
+    Raises:
+        UserError: None is there, or more than one.
+    """
+    found = [folder / name for name in names if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"{folder} has no {' or '.join(names)}")
+    if len(found) > 1:
+        raise UserError(f"{folder} has both {' and '.join(names)}; keep the one to be used")
+    return found[0]
 
 
 def file_digest(path: str | os.PathLike[str]) -> str:

@@ -24,6 +24,7 @@ from preprocessing.records import (
     list_videos,
     raise_problems,
     ssv2_key,
+    the_one_file,
 )
 from vast.dataset_format import UNLABELLED
 from vast.errors import UserError
@@ -98,12 +99,7 @@ def _split_file(folder: Path, split: str) -> Path:
 
 def _annotation_file(folder: Path, stem: str) -> Path:
     names = (f"{stem}.json", f"{OLD_PREFIX}{stem}.json")
-    found = [folder / name for name in names if (folder / name).is_file()]
-    if not found:
-        raise UserError(f"{folder} has no {' or '.join(names)}")
-    if len(found) > 1:
-        raise UserError(f"{folder} has both {' and '.join(names)}; keep the one to be used")
-    return found[0]
+    return the_one_file(folder, names)
 
 
 def _read_json(path: Path) -> Any:
