@@ -1,4 +1,4 @@
-"""One small object store interface over a local folder or S3.
+"""One small object store interface over a local folder or S3, and the local folder.
 
 Keys are relative to the store's URL and separated by "/". A put is complete or absent: local files go through a
 temporary name, fsync and rename; S3 objects appear only when their PUT or multipart upload has ended.
@@ -9,37 +9,74 @@ every node of a cluster needs these variables itself.
 """
 
 import contextlib
+import errno
+import fcntl
 import os
-import random
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from vast.errors import ObjectMissing, StoreError, UserError
 
-# boto3 retries requests but never a body that breaks off half-way; those are resumed here, this many times.
-BODY_TRIES = 5
 _CHUNK_BYTES = 1 << 20
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
-_REFUSED = {"403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
-_ABSENT = {"404", "NotFound", "NoSuchKey"}
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{32}\.tmp")
+# What a file system answers that has no hard links.
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+
+
+@dataclass(frozen=True)
+class ObjectStat:
+    """What a store tells of an object without reading it."""
+
+    size_bytes: int
+    version: str
+    """Another one whenever the object has been replaced by other content; on S3 the ETag, which on most servers is the
+    same again for the same content."""
 
 
 class Store(Protocol):
-    """What every store can do; it may be pickled, and used from several threads and after a fork."""
+    """What every store can do; it may be pickled, and used from several threads and after a fork.
+
+    A store that fails for a while is asked again, so any call may take a minute or more before it raises StoreError.
+    """
 
     url: str
 
-    def put_bytes(self, key: str, data: bytes) -> None:
-        """Write an object; it is complete or absent, and replaces an older one."""
+    def put_bytes(self, key: str, data: bytes) -> ObjectStat:
+        """Write an object; it is complete or absent, and replaces an older one. Returns what was written."""
 
-    def put_file(self, key: str, path: str | os.PathLike[str]) -> None:
-        """Write a file's content as an object; it is complete or absent."""
+    def put_file(self, key: str, path: str | os.PathLike[str]) -> ObjectStat:
+        """Write a file's content as an object; it is complete or absent. Returns what was written.
+
+        The file is streamed: memory does not depend on its size.
+        """
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Write an object if there is none of this name; return whether that was done.
+
+        Of several processes that try at once one succeeds, where `conditional_puts`. When the answer to a request was
+        lost, the stored bytes tell whether it was carried out, so they should be unlike those of any other writer.
+        """
+
+    def replace(self, key: str, data: bytes, version: str) -> bool:
+        """Write an object if the one there still has this version (see `stat`); return whether that was done.
+
+        As safe as `create`. A version on S3 stands for the content: one that comes back is not noticed.
+        """
+
+    def conditional_puts(self) -> bool:
+        """Tell whether `create` and `replace` are atomic here; an S3 server is asked once, with a scratch object.
+
+        On a server that ignores conditions they put, wait and read back: of two writers that come within that wait of
+        each other only the later one is told that it succeeded. This narrows the race and does not close it.
+        """
 
     def get_bytes(self, key: str) -> bytes:
         """Read a whole object.
@@ -61,6 +98,13 @@ class Store(Protocol):
     def exists(self, key: str) -> bool:
         """Tell whether the object is there; a store that cannot be reached is an error, not a no."""
 
+    def stat(self, key: str) -> ObjectStat:
+        """Return the object's size and version.
+
+        Raises:
+            ObjectMissing: There is no such object.
+        """
+
     def size(self, key: str) -> int:
         """Return the object's size in bytes."""
 
@@ -69,6 +113,14 @@ class Store(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove the object; one that is not there is no error."""
+
+    def sweep(self) -> int:
+        """Remove what puts that were killed have left directly at this URL; return how much it was.
+
+        That is temporary files, and on S3 multipart uploads that were begun and never ended. Puts that are under way
+        there fail, so only the one writer of a prefix may call it. Folders below are left alone: they may belong to
+        others.
+        """
 
 
 def open_store(url: str) -> Store:
@@ -80,6 +132,8 @@ def open_store(url: str) -> Store:
     match = _SCHEME.match(url)
     scheme = match.group(1).lower() if match else ""
     if scheme == "s3":
+        from vast.storage_s3 import S3Store  # it builds on this module
+
         return S3Store(url)
     if scheme == "file":
         return LocalStore(unquote(urlsplit(url).path))
@@ -95,10 +149,19 @@ def join_url(url: str, *parts: str) -> str:
     return "/".join([url.rstrip("/"), *(part.strip("/") for part in parts)])
 
 
-def _checked(key: str) -> str:
+def checked_key(key: str) -> str:
+    """Return the key.
+
+    Raises:
+        ValueError: It could lead out of the store, or means different things to different stores.
+    """
     if not key or key.startswith("/") or any(part in ("", ".", "..") for part in key.split("/")):
         raise ValueError(f"{key!r} is not a key: it must be relative, without empty, '.' or '..' parts")
     return key
+
+
+class _Occupied(Exception):  # noqa: N818 - no error, an answer
+    """The name is not free, or no longer holds the expected version."""
 
 
 class LocalStore:
@@ -109,15 +172,25 @@ class LocalStore:
         self._root = Path(folder).expanduser().absolute()
         self.url = str(self._root)
 
-    def put_bytes(self, key: str, data: bytes) -> None:
+    def put_bytes(self, key: str, data: bytes) -> ObjectStat:
         """See Store."""
-        with self._new_file(key) as temporary:
-            temporary.write_bytes(data)
+        return self._put(key, lambda temporary: temporary.write_bytes(data))
 
-    def put_file(self, key: str, path: str | os.PathLike[str]) -> None:
+    def put_file(self, key: str, path: str | os.PathLike[str]) -> ObjectStat:
         """See Store."""
-        with self._new_file(key) as temporary:
-            shutil.copyfile(path, temporary)
+        return self._put(key, lambda temporary: shutil.copyfile(path, temporary))
+
+    def create(self, key: str, data: bytes) -> bool:
+        """See Store."""
+        return self._put_if(key, data, _place_if_absent)
+
+    def replace(self, key: str, data: bytes, version: str) -> bool:
+        """See Store."""
+        return self._put_if(key, data, lambda temporary, path: _place_if_unchanged(temporary, path, version))
+
+    def conditional_puts(self) -> bool:
+        """See Store."""
+        return True
 
     def get_bytes(self, key: str) -> bytes:
         """See Store."""
@@ -130,29 +203,33 @@ class LocalStore:
             file.seek(offset)
             data = file.read(size_bytes)
         if len(data) != size_bytes:
-            raise _short(self.url, key, offset, size_bytes, offset + len(data))
+            raise range_error(self.url, key, offset, size_bytes, offset + len(data))
         return data
 
     def get_file(self, key: str, path: str | os.PathLike[str]) -> None:
         """See Store."""
         with self._reading(key):
             source = open(self._path(key), "rb")  # noqa: SIM115 - closed below; only its opening is a store's error
-        with source, _complete_or_absent(Path(path)) as temporary, open(temporary, "wb") as target:
+        with source, complete_or_absent(Path(path)) as temporary, open(temporary, "wb") as target:
             shutil.copyfileobj(source, target, _CHUNK_BYTES)
 
     def exists(self, key: str) -> bool:
         """See Store."""
         return self._path(key).is_file()
 
-    def size(self, key: str) -> int:
+    def stat(self, key: str) -> ObjectStat:
         """See Store."""
         with self._reading(key):
-            return self._path(key).stat().st_size
+            return _stat(self._path(key))
+
+    def size(self, key: str) -> int:
+        """See Store."""
+        return self.stat(key).size_bytes
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """See Store."""
         folder = self._root / prefix.rpartition("/")[0]
-        paths = (path for path in folder.rglob("*") if path.is_file() and not _is_temporary(path.name))
+        paths = (path for path in folder.rglob("*") if path.is_file() and not is_temporary(path.name))
         keys = (path.relative_to(self._root).as_posix() for path in paths)
         yield from sorted(key for key in keys if key.startswith(prefix))
 
@@ -161,18 +238,43 @@ class LocalStore:
         with contextlib.suppress(ObjectMissing), self._reading(key):
             self._path(key).unlink()
 
-    def _path(self, key: str) -> Path:
-        return self._root / _checked(key)
+    def sweep(self) -> int:
+        """See Store."""
+        try:
+            found = [entry.path for entry in os.scandir(self._root) if _TEMPORARY.fullmatch(entry.name)]
+            for path in found:
+                Path(path).unlink(missing_ok=True)
+        except FileNotFoundError:
+            return 0
+        except OSError as error:
+            raise StoreError(f"{self.url}: cannot remove temporary files: {error}") from error
+        return len(found)
 
-    @contextlib.contextmanager
-    def _new_file(self, key: str) -> Iterator[Path]:
+    def _path(self, key: str) -> Path:
+        return self._root / checked_key(key)
+
+    def _put_if(self, key: str, data: bytes, place: Callable[[Path, Path], None]) -> bool:
+        try:
+            self._put(key, lambda temporary: temporary.write_bytes(data), place)
+        except _Occupied:
+            return False
+        return True
+
+    def _put(
+        self, key: str, write: Callable[[Path], object], place: Callable[[Path, Path], None] = os.replace
+    ) -> ObjectStat:
         path = self._path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _complete_or_absent(path) as temporary:
-                yield temporary
+            with complete_or_absent(path, place) as temporary:
+                write(temporary)
+                # The kernel's own stamps are some milliseconds coarse: two versions within could look the same.
+                now_ns = time.time_ns()
+                os.utime(temporary, ns=(now_ns, now_ns))
+                written = _stat(temporary)
         except OSError as error:
             raise StoreError(f"{self.url}: cannot write {key}: {error}") from error
+        return written
 
     @contextlib.contextmanager
     def _reading(self, key: str) -> Iterator[None]:
@@ -186,209 +288,75 @@ class LocalStore:
             raise StoreError(f"{self.url}: cannot read {key}: {error.strerror or error}") from error
 
 
-class S3Store:
-    """A prefix in an S3 bucket. The client is made on first use in each process, as clients neither pickle nor fork."""
-
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url, allow_fragments=False)
-        if not parts.netloc or parts.query:
-            raise UserError(f"{url}: expected s3://bucket/prefix")
-        self._bucket = parts.netloc
-        self._prefix = parts.path.strip("/")
-        self.url = f"s3://{self._bucket}/{self._prefix}".rstrip("/")
-        self._client_of: tuple[int, Any] | None = None
-
-    def __reduce__(self) -> tuple[type["S3Store"], tuple[str]]:
-        return S3Store, (self.url,)
-
-    def put_bytes(self, key: str, data: bytes) -> None:
-        """See Store."""
-        with self._speaking(key):
-            self._client.put_object(Bucket=self._bucket, Key=self._key(key), Body=data)
-
-    def put_file(self, key: str, path: str | os.PathLike[str]) -> None:
-        """See Store."""
-        # upload_fileobj, not upload_file: the latter turns every error into a text without its code.
-        with self._speaking(key), open(path, "rb") as file:
-            self._client.upload_fileobj(file, self._bucket, self._key(key))
-
-    def get_bytes(self, key: str) -> bytes:
-        """See Store."""
-        return self._read(key, 0, None)
-
-    def get_range(self, key: str, offset: int, size_bytes: int) -> bytes:
-        """See Store."""
-        return self._read(key, offset, size_bytes) if size_bytes else b""
-
-    def get_file(self, key: str, path: str | os.PathLike[str]) -> None:
-        """See Store."""
-        with self._speaking(key), _complete_or_absent(Path(path)) as temporary, open(temporary, "wb") as file:
-            self._client.download_fileobj(self._bucket, self._key(key), file)
-
-    def exists(self, key: str) -> bool:
-        """See Store."""
-        try:
-            self.size(key)
-        except ObjectMissing:
-            return False
-        return True
-
-    def size(self, key: str) -> int:
-        """See Store."""
-        with self._speaking(key):
-            return int(self._client.head_object(Bucket=self._bucket, Key=self._key(key))["ContentLength"])
-
-    def list(self, prefix: str = "") -> Iterator[str]:
-        """See Store."""
-        base = f"{self._prefix}/" if self._prefix else ""
-        found = []
-        with self._speaking(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=base + prefix)
-            for page in pages:
-                found += [entry["Key"][len(base) :] for entry in page.get("Contents", ())]
-        # Some clients leave empty "folder/" objects behind; they are no keys of ours.
-        yield from sorted(key for key in found if key and not key.endswith("/"))
-
-    def delete(self, key: str) -> None:
-        """See Store."""
-        with self._speaking(key):
-            self._client.delete_object(Bucket=self._bucket, Key=self._key(key))
-
-    def _key(self, key: str) -> str:
-        return f"{self._prefix}/{_checked(key)}" if self._prefix else _checked(key)
-
-    @property
-    def _client(self) -> Any:
-        # No lock: two threads may make one each, which is harmless, but a lock held during a fork stays locked.
-        made = self._client_of
-        if made is None or made[0] != os.getpid():
-            made = self._client_of = (os.getpid(), _make_s3_client())
-        return made[1]
-
-    def _read(self, key: str, offset: int, size_bytes: int | None) -> bytes:
-        """Read from `offset` on; what a broken body has delivered is kept and the rest asked for by range."""
-        from botocore.exceptions import BotoCoreError
-
-        data = bytearray()
-        end = None if size_bytes is None else offset + size_bytes
-        condition: dict[str, str] = {}
-        trouble: Exception | None = None
-        for attempt in range(BODY_TRIES):
-            if attempt:
-                # Jitter: the readers of a whole cluster must not come back in step.
-                time.sleep(random.uniform(0.5, 1.0) * min(2.0, 0.1 * 2**attempt))
-            start = offset + len(data)
-            request = dict(condition)
-            if end is not None:
-                request["Range"] = f"bytes={start}-{end - 1}"
-            with self._speaking(key):
-                response = self._client.get_object(Bucket=self._bucket, Key=self._key(key), **request)
-            coming = int(response["ContentLength"])
-            end = start + coming if end is None else end
-            if coming != end - start:
-                raise _short(self.url, key, offset, end - offset, start + coming)
-            condition = {"IfMatch": response["ETag"]}
-            try:
-                for chunk in response["Body"].iter_chunks(_CHUNK_BYTES):
-                    data += chunk
-            except (BotoCoreError, OSError) as error:
-                trouble = error
-            if len(data) == end - offset:
-                return bytes(data)
-        raise StoreError(
-            f"{self.url}: the body of {key} broke off {BODY_TRIES} times, "
-            f"with {len(data)} of {(end or 0) - offset} bytes read: {trouble}"
-        ) from trouble
-
-    @contextlib.contextmanager
-    def _speaking(self, key: str) -> Iterator[None]:
-        """Turn boto3's errors into ours, which name the store, the key and what to check."""
-        from boto3.exceptions import Boto3Error
-        from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
-
-        try:
-            yield
-        except (NoCredentialsError, PartialCredentialsError) as error:
-            raise UserError(
-                f"{self.url}: no S3 credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY "
-                "in the environment of this process (on a cluster: of every node)"
-            ) from error
-        except ClientError as error:
-            raise self._translated(key, error) from error
-        except (BotoCoreError, Boto3Error) as error:
-            raise StoreError(
-                f"{self.url}: {self._endpoint()} does not answer as it should for {key!r}: {error}; "
-                "check that AWS_ENDPOINT_URL is right and the server is up"
-            ) from error
-
-    def _translated(self, key: str, error: Any) -> Exception:
-        code = str(error.response.get("Error", {}).get("Code", ""))
-        if code == "NoSuchBucket" or (code in ("404", "NotFound") and not self._has_bucket()):
-            return UserError(
-                f"{self.url}: there is no bucket {self._bucket!r} at {self._endpoint()}; "
-                "create it, or check the bucket's name and AWS_ENDPOINT_URL"
-            )
-        if code in _ABSENT:
-            return ObjectMissing(f"{self.url}: there is no {key}")
-        if code in _REFUSED:
-            return UserError(
-                f"{self.url}: {self._endpoint()} refused the credentials ({code}); check AWS_ACCESS_KEY_ID, "
-                f"AWS_SECRET_ACCESS_KEY and that they may use bucket {self._bucket!r}"
-            )
-        if code in ("412", "PreconditionFailed"):
-            return StoreError(f"{self.url}: {key} was replaced while it was being read")
-        return StoreError(f"{self.url}: {self._endpoint()} failed on {key!r}: {error}")
-
-    def _has_bucket(self) -> bool:
-        # A HEAD has no body, so its 404 does not say whether the object or the whole bucket is missing.
-        from botocore.exceptions import ClientError
-
-        try:
-            self._client.head_bucket(Bucket=self._bucket)
-        except ClientError as error:
-            return str(error.response.get("Error", {}).get("Code", "")) not in ("404", "NoSuchBucket", "NotFound")
-        return True
-
-    def _endpoint(self) -> str:
-        return str(self._client.meta.endpoint_url)
-
-
-def _make_s3_client() -> Any:
-    import boto3
-    from botocore.config import Config
-
-    config: dict[str, Any] = {
-        "signature_version": "s3v4",
-        "retries": {"mode": "standard", "max_attempts": 5},
-        "connect_timeout": 10,
-        "read_timeout": 60,
-        "max_pool_connections": 32,
-    }
-    # A session of our own: boto3's default session is not safe to use from several threads.
-    session = boto3.session.Session()
-    if os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL"):
-        # Other servers have no bucket host names, and some answer a range with the whole object's checksum.
-        config["s3"] = {"addressing_style": "path"}
-        config["request_checksum_calculation"] = "when_required"
-        config["response_checksum_validation"] = "when_required"
-    region = session.region_name or os.environ.get("AWS_REGION") or "us-east-1"
-    return session.client("s3", region_name=region, config=Config(**config))
-
-
 @contextlib.contextmanager
-def _complete_or_absent(path: Path) -> Iterator[Path]:
-    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex}.tmp")
+def complete_or_absent(path: Path, place: Callable[[Path, Path], None] = os.replace) -> Iterator[Path]:
+    """Yield a temporary path whose file takes its place at `path` at the end, or is removed when the block raises."""
+    temporary = path.with_name(temporary_name(path.name))
     try:
         yield temporary
         _fsync(temporary)
-        os.replace(temporary, path)
+        place(temporary, path)
         _fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _is_temporary(name: str) -> bool:
+def temporary_name(name: str) -> str:
+    """Return a name that no store lists and that `Store.sweep` removes."""
+    return f".{name[:100]}.{uuid.uuid4().hex}.tmp"
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether the last part of a key is no object's name."""
     return name.startswith(".") and name.endswith(".tmp")
+
+
+def range_error(url: str, key: str, offset: int, size_bytes: int, end: int) -> StoreError:
+    """Return the error of a range that the object does not have; `end` is where its bytes end."""
+    return StoreError(
+        f"{url}: {key} has no bytes {offset}..{offset + size_bytes - 1}: they end at {end}; "
+        "the object is shorter than its index says"
+    )
+
+
+def _place_if_absent(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise _Occupied from None
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        try:
+            # Claim the name; until the next line its file is empty.
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError:
+            raise _Occupied from None
+        os.replace(temporary, path)
+
+
+def _place_if_unchanged(temporary: Path, path: Path, version: str) -> None:
+    try:
+        # For writing, as NFS asks of those who want a lock for themselves alone.
+        descriptor = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        raise _Occupied from None
+    try:
+        # On the very file that is to be replaced: whoever waits here finds another version afterwards. The kernel
+        # ends a lock with its process.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if _stat(path).version != version:
+            raise _Occupied
+        os.replace(temporary, path)
+    except FileNotFoundError:
+        raise _Occupied from None
+    finally:
+        os.close(descriptor)
+
+
+def _stat(path: Path) -> ObjectStat:
+    found = path.stat()
+    return ObjectStat(found.st_size, f"{found.st_ino}-{found.st_mtime_ns}")
 
 
 def _fsync(path: Path) -> None:
@@ -397,10 +365,3 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _short(url: str, key: str, offset: int, size_bytes: int, end: int) -> StoreError:
-    return StoreError(
-        f"{url}: {key} has no bytes {offset}..{offset + size_bytes - 1}: they end at {end}; "
-        "the object is shorter than its index says"
-    )
