@@ -108,29 +108,88 @@ def _add_synth(commands) -> None:  # type: ignore[no-untyped-def]
 
 def _add_shard(commands) -> None:  # type: ignore[no-untyped-def]
     shard = commands.add_parser("shard", help="re-encode videos and pack them into WebDataset shards")
-    shard.add_argument("dataset", choices=["ssv2", "kinetics400", "kinetics600", "kinetics700"])
-    shard.add_argument("--annotations", required=True, metavar="DIR", help="folder of the published annotation files")
-    shard.add_argument("--videos", required=True, metavar="DIR", help="folder of the video files")
+    shard.add_argument("dataset", choices=["kinetics400", "kinetics600", "kinetics700", "ssv2", "imagenet", "folder"])
+    shard.add_argument(
+        "--annotations",
+        metavar="PATH",
+        help="folder of the published annotation files; for `folder` another toolbox's lists (default: class folders)",
+    )
+    shard.add_argument("--videos", required=True, metavar="PATH", help="raw files: a folder, archives in it included")
     shard.add_argument("--out", required=True, metavar="URL", help="folder or s3://bucket/prefix of the new data set")
-    shard.add_argument("--name", default="", help="name in the manifest (default: the data set's)")
-    shard.add_argument("--short-side", type=_positive, default=256, metavar="PIXELS", help="never scaled up to it")
+    shard.add_argument("--name", default="", help="name in the manifest and the keys (default: the data set's)")
+    shard.add_argument("--splits", default="", metavar="A,B", help="(default: train,val; for `folder` all there are)")
+    shard.add_argument("--replacements", metavar="PATH", help="folder or archive of replacements for broken files")
+    shard.add_argument("--classes", metavar="FILE", help="class list in label-id order (default: the published one)")
+    shard.add_argument(
+        "--list-format",
+        default="auto",
+        metavar="TOOLBOX",
+        help="who wrote the lists, for `folder` lists with two numbers a line: mmaction2 or videomae when both are "
+        "labels; slowfast, xvit, uniformer or tsm when the first counts frames",
+    )
+    shard.add_argument(
+        "--profile",
+        choices=["s256", "s320", "intra", "jpeg32"],
+        default="s256",
+        help="short side 256 or 320; intra: every frame a key frame; jpeg32: 32 pictures a clip (default: s256)",
+    )
+    shard.add_argument("--short-side", type=_positive, default=0, metavar="PIXELS", help="overrules the profile's")
     shard.add_argument("--samples-per-shard", type=_positive, default=400, metavar="N")
     shard.add_argument("--seed", type=int, default=0, help="of the shuffle of records over shards")
     shard.add_argument("--workers", type=_positive, default=0, help="clips encoded at once (default: every CPU)")
+    shard.add_argument(
+        "--max-failures",
+        default="50%",
+        metavar="SHARE",
+        help="stop, with a diagnosis, when more records than this fail, as 5%% (default: 50%%)",
+    )
     shard.add_argument("--overwrite", action="store_true", help="replace another data set at --out")
+    shard.add_argument("--scratch", metavar="DIR", help="temporary files, on every node (default: the system's)")
+    shard.add_argument("--no-tracking", action="store_true", help="no summary run in MLflow")
     shard.add_argument("--address", metavar="HOST:PORT", help="Ray cluster (default: RAY_ADDRESS, else this machine)")
     shard.set_defaults(run=_shard)
 
 
 def _add_data(commands) -> None:  # type: ignore[no-untyped-def]
-    data = commands.add_parser("data", help="look at or verify a sharded data set")
+    data = commands.add_parser("data", help="look at, verify, compare or export a sharded data set")
     verbs = data.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for verb, what in (("show", "what is in it"), ("verify", "re-read everything and check it against the manifest")):
-        one = verbs.add_parser(verb, help=what)
-        one.add_argument("url", metavar="URL")
-        if verb == "verify":
-            one.add_argument("--decode", type=_natural, default=32, metavar="N", help="clips to decode in each split")
-        one.set_defaults(run=_data)
+
+    show = verbs.add_parser("show", help="what is in it")
+    show.add_argument("url", metavar="URL")
+    show.set_defaults(run=_data_show)
+
+    preview = verbs.add_parser("preview", help="a contact sheet: frames of some clips of each class, as a PNG")
+    preview.add_argument("url", metavar="URL")
+    preview.add_argument("--out", default="preview.png", metavar="FILE")
+    preview.add_argument("--split", default="train")
+    preview.add_argument("--num-classes", type=_positive, default=12, metavar="N")
+    preview.add_argument("--clips-per-class", type=_positive, default=2, metavar="N")
+    preview.add_argument("--seed", type=int, default=0, help="of the choice of classes and clips")
+    preview.set_defaults(run=_data_preview)
+
+    verify = verbs.add_parser("verify", help="re-read everything and check it against the manifest")
+    verify.add_argument("url", metavar="URL")
+    verify.add_argument("--decode", type=_natural, default=32, metavar="N", help="clips to decode in each split")
+    verify.add_argument("--all", action="store_true", help="decode every clip")
+    verify.set_defaults(run=_data_verify)
+
+    leaks = verbs.add_parser("leaks", help="source videos that two data sets, or two splits of one, share")
+    leaks.add_argument("url", metavar="A")
+    leaks.add_argument("other", metavar="B", nargs="?", default="", help="(default: A's own splits)")
+    leaks.set_defaults(run=_data_leaks)
+
+    export = verbs.add_parser("export-list", help="a list for another toolbox, and the clips as files if asked")
+    export.add_argument("url", metavar="URL")
+    export.add_argument("--split", default="train")
+    export.add_argument(
+        "--format",
+        default="mmaction2",
+        metavar="TOOLBOX",
+        help="mmaction2, slowfast, xvit, uniformer, videomae or video2dataset (default: mmaction2)",
+    )
+    export.add_argument("--out", metavar="FILE", help="(default: named after the split and the toolbox)")
+    export.add_argument("--extract", metavar="DIR", help="also write the split's clips there, as the list names them")
+    export.set_defaults(run=_data_export)
 
 
 def _add_tables(commands) -> None:  # type: ignore[no-untyped-def]
@@ -225,32 +284,74 @@ def _synth(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _shard(args: argparse.Namespace, terminal: Terminal) -> None:
-    from pipelines.datasets import shard
     from pipelines.launch import connect
+    from pipelines.shard import ShardRequest, shard
+    from preprocessing.diagnosis import parse_limit
 
-    connect(args.address)
-    shard(
-        args.dataset,
-        Path(args.annotations),
-        Path(args.videos),
-        args.out,
-        terminal,
+    request = ShardRequest(
+        kind=args.dataset,
+        videos=Path(args.videos),
+        out=args.out,
+        annotations=_path(args.annotations),
         name=args.name,
+        splits=tuple(split for split in args.splits.split(",") if split),
+        replacements=_path(args.replacements),
+        classes=_path(args.classes),
+        list_format=args.list_format,
+        profile=args.profile,
         short_side=args.short_side,
         samples_per_shard=args.samples_per_shard,
         seed=args.seed,
         workers=args.workers,
+        max_failures=parse_limit(args.max_failures),
         overwrite=args.overwrite,
+        scratch=_path(args.scratch),
+        track=not args.no_tracking,
+    )
+    connect(args.address)
+    shard(request, terminal)
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def _data_show(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.datasets import show
+
+    show(args.url, terminal)
+
+
+def _data_preview(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.datasets import preview
+
+    preview(
+        args.url,
+        Path(args.out),
+        terminal,
+        split=args.split,
+        num_classes=args.num_classes,
+        clips_per_class=args.clips_per_class,
+        seed=args.seed,
     )
 
 
-def _data(args: argparse.Namespace, terminal: Terminal) -> int:
-    from pipelines.datasets import show, verify
+def _data_verify(args: argparse.Namespace, terminal: Terminal) -> int:
+    from pipelines.datasets import verify
 
-    if args.verb == "show":
-        show(args.url, terminal)
-        return 0
-    return EXIT_FAILED if verify(args.url, terminal, decode=args.decode) else 0
+    return EXIT_FAILED if verify(args.url, terminal, decode=args.decode, decode_all=args.all) else 0
+
+
+def _data_leaks(args: argparse.Namespace, terminal: Terminal) -> int:
+    from pipelines.datasets import leaks
+
+    return EXIT_FAILED if leaks(args.url, args.other or args.url, terminal) else 0
+
+
+def _data_export(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.datasets import export
+
+    export(args.url, _path(args.out), terminal, split=args.split, form=args.format, extract=_path(args.extract))
 
 
 def _recipes(args: argparse.Namespace, terminal: Terminal) -> None:

@@ -238,4 +238,22 @@ def _fit_problems(config: TrainConfig, manifests: Mapping[str, Manifest]) -> lis
             steps_per_epoch(train.splits[config.data.train_split].samples, config.optim.global_batch)
         except UserError as error:
             problems.append(f"optim.global_batch: {error}")
+    if not problems and not config.data.allow_leaks:
+        problems += _leak_problems(config)
     return problems
+
+
+def _leak_problems(config: TrainConfig) -> list[str]:
+
+    from preprocessing.leaks import find_leaks  # reads parquet: only once everything else is in order
+
+    data = config.data
+    try:
+        found = find_leaks(data.url, data.resolved_eval_url, data.train_split, data.eval_split)
+    except (UserError, StoreError) as error:
+        return [f"data.eval_split: cannot be compared with the training split: {error}"]
+    return [
+        f"data.eval_split: {leak}; a score on videos that were trained on means nothing. "
+        "Give another data set, or data.allow_leaks=true to train all the same"
+        for leak in found.leaks
+    ]

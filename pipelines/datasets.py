@@ -1,23 +1,20 @@
-"""The data-set commands: generate, shard, show, verify, each with its progress and its table."""
+"""The data-set commands: generate, show, preview, verify, compare, export, each with its progress and its table."""
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
 
-from pipelines.config import absolute
 from pipelines.terminal import Terminal
-from preprocessing.build import build_dataset
-from preprocessing.kinetics import read_kinetics
-from preprocessing.records import Annotations
-from preprocessing.ssv2 import read_ssv2
+from preprocessing.describe import SplitDescription, describe
+from preprocessing.export_lists import ListFormat, export_list
+from preprocessing.leaks import find_leaks
+from preprocessing.preview import contact_sheet
 from preprocessing.synth import SynthSet, synth_kinetics, synth_ssv2
-from preprocessing.transcode import TranscodeSettings
-from preprocessing.verify import describe
 from preprocessing.verify import verify as verify_dataset
-from vast.dataset_format import FAILURES_KEY, Manifest, read_manifest
+from vast.dataset_format import FAILURES_KEY, UNLISTED_KEY, read_manifest
+from vast.errors import UserError
 from vast.storage import open_store
-
-KINETICS_NAMES = {"kinetics400": "k400", "kinetics600": "k600", "kinetics700": "k700"}
 
 
 def synth(
@@ -33,51 +30,6 @@ def synth(
     return made
 
 
-def read_annotations(dataset: str, annotations: Path, videos: Path, name: str = "") -> Annotations:
-    """The annotation files of a supported data set, matched with its video files."""
-    if dataset == "ssv2":
-        return read_ssv2(annotations, videos, name=name or "ssv2")
-    return read_kinetics(annotations, videos, name=name or KINETICS_NAMES[dataset])
-
-
-def shard(
-    dataset: str,
-    annotations: Path,
-    videos: Path,
-    out: str,
-    terminal: Terminal,
-    *,
-    name: str = "",
-    short_side: int = 256,
-    samples_per_shard: int = 400,
-    seed: int = 0,
-    workers: int = 0,
-    overwrite: bool = False,
-) -> Manifest:
-    """Shard a data set on the connected Ray cluster, showing how far it is and what failed."""
-    found = read_annotations(dataset, annotations, videos, name)
-    settings = TranscodeSettings(short_side=short_side)
-    with terminal.progress(f"encoding {found.name} shards", None) as bar:
-        result = build_dataset(
-            absolute(out),
-            found,
-            settings,
-            samples_per_shard=samples_per_shard,
-            seed=seed,
-            num_workers=workers or None,
-            overwrite=overwrite,
-            on_progress=lambda done, total, failed: bar.set(done, total, f"{failed} failed" if failed else ""),
-        )
-    if result.was_complete:
-        terminal.say(f"  {found.name}: already complete, nothing to do")
-    for split, info in result.manifest.splits.items():
-        terminal.say(
-            f"  {found.name} {split}: {info.records} records = {info.samples} samples + {info.failures} failures, "
-            f"{len(info.shards)} shards, {info.size_bytes / 1e6:.1f} MB"
-        )
-    return result.manifest
-
-
 def failures_by_reason(url: str) -> Counter[str]:
     """How many records of the data set at `url` failed, by reason."""
     lines = open_store(url).get_bytes(FAILURES_KEY).splitlines()
@@ -88,25 +40,82 @@ def show(url: str, terminal: Terminal) -> None:
     """Print what a data set holds."""
     manifest, descriptions = describe(url)
     terminal.say(f"{manifest.name}  {url}")
-    terminal.say(f"{len(manifest.classes)} classes, created {manifest.created}, {manifest.digest}")
-    columns = ["split", "records", "samples", "failures", "shards", "MB", "hours", "classes", "failures by reason"]
+    terminal.say(f"{len(manifest.classes)} classes, {manifest.media}s, {manifest.digest}")
+    settings = ", ".join(f"{name} {value}" for name, value in manifest.transcode.items())
+    terminal.say(f"encoded with {settings}")
+    columns = ["split", "records", "samples", "failures", "replaced", "shards", "MB", "classes", "failures by reason"]
     rows = []
     for one in descriptions:
         reasons = ", ".join(f"{count} {reason}" for reason, count in one.failures_by_reason.items())
-        counts = [str(number) for number in (one.records, one.samples, one.failures, one.shards)]
-        rows.append(
-            [one.split, *counts, f"{one.size_bytes / 1e6:.1f}", f"{one.hours:.2f}", str(one.classes), reasons or "none"]
-        )
+        counts = [str(number) for number in (one.records, one.samples, one.failures, one.replaced, one.shards)]
+        rows.append([one.split, *counts, f"{one.size_bytes / 1e6:.1f}", str(one.classes), reasons or "none"])
     terminal.table("", columns, rows)
+    if manifest.media == "video":
+        columns = ["split", "hours", "shortest s", "median s", "longest s", "frames a second", "sizes"]
+        terminal.table("", columns, [_timing(one) for one in descriptions])
+    for one in descriptions:
+        if one.empty_classes:
+            names = ", ".join(one.empty_classes[:5]) + (" …" if len(one.empty_classes) > 5 else "")
+            terminal.say(f"{one.split}: {len(one.empty_classes)} classes without a sample: {names}")
+    if manifest.unlisted:
+        terminal.say(f"{manifest.unlisted} raw files that no record asked for: {UNLISTED_KEY}")
 
 
-def verify(url: str, terminal: Terminal, *, decode: int) -> list[str]:
+def _timing(one: SplitDescription) -> list[str]:
+    lengths = [f"{length:.2f}" for length in one.duration_s] if one.duration_s else ["-"] * 3
+    rates = ", ".join(f"{rate:g} ({count})" for rate, count in list(one.fps.items())[:3])
+    sizes = ", ".join(f"{size} ({count})" for size, count in list(one.sizes.items())[:3])
+    return [one.split, f"{one.hours:.2f}", *lengths, rates, sizes]
+
+
+def preview(
+    url: str, out: Path, terminal: Terminal, *, split: str, num_classes: int, clips_per_class: int, seed: int
+) -> None:
+    """Write a contact sheet as a PNG."""
+    sheet = contact_sheet(url, split=split, num_classes=num_classes, clips_per_class=clips_per_class, seed=seed)
+    try:
+        sheet.save(out, format="PNG")
+    except OSError as error:
+        raise UserError(f"--out: cannot write {out}: {error.strerror or error}") from error
+    terminal.say(f"{out}: {sheet.width}x{sheet.height}")
+
+
+def verify(url: str, terminal: Terminal, *, decode: int, decode_all: bool) -> list[str]:
     """Re-read a data set, print every problem, and return them."""
     read_manifest(url)  # nothing there is a mistake in what was asked, not a damaged data set
-    problems = verify_dataset(url, decode_sample=decode)
+    with terminal.progress("reading shards back", None) as bar:
+        problems = verify_dataset(
+            url, decode_sample=decode, decode_all=decode_all, on_progress=bar.set, on_note=terminal.warn
+        )
     for problem in problems:
         terminal.say(f"  {problem}", style="red")
     terminal.say(
         f"{len(problems)} problem(s) in {url}" if problems else f"no problems: every byte of {url} is as it was written"
     )
     return problems
+
+
+def leaks(url: str, other: str, terminal: Terminal) -> bool:
+    """Print which splits share source videos, and tell whether any do."""
+    found = find_leaks(url, other)
+    rows = []
+    for pair in found.pairs:
+        shares = [f"{pair.shared_samples_a} ({pair.share_a:.1%})", f"{pair.shared_samples_b} ({pair.share_b:.1%})"]
+        rows.append([pair.split_a, pair.split_b, str(pair.num_shared), *shares, ", ".join(pair.examples)])
+    columns = ["split of A", "split of B", "shared videos", "samples of A", "samples of B", "examples"]
+    terminal.table("", columns, rows)
+    return bool(found.leaks)
+
+
+def export(
+    url: str, out: Path | None, terminal: Terminal, *, split: str, form: ListFormat, extract: Path | None
+) -> None:
+    """Write a list for another toolbox, and the clips it names."""
+    with terminal.progress("extracting clips", None) as bar:
+        count = itertools.count(1)
+        made = export_list(
+            url, split, format=form, out=out, extract=extract, on_clip=lambda: bar.set(next(count), None)
+        )
+    terminal.say(f"{made.path}: {made.num_samples} lines for {form}; classes in {made.classes_path}")
+    if extract is not None:
+        terminal.say(f"{extract}: {made.num_extracted} clips written, {made.extracted_bytes / 1e6:.1f} MB")

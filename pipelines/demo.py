@@ -11,10 +11,12 @@ from typing import Any
 
 from pipelines import tracking
 from pipelines.config import resolve
-from pipelines.datasets import failures_by_reason, shard, synth
+from pipelines.datasets import failures_by_reason, synth
 from pipelines.launch import Finished, connect, train
 from pipelines.search import Campaign, run_search
+from pipelines.shard import ShardRequest, shard
 from pipelines.terminal import Terminal
+from preprocessing.synth import CLASSES_FILE
 from vast.dataset_format import Manifest
 
 RANKS = 2
@@ -30,6 +32,8 @@ class DemoSet:
     shard_as: str
     annotations: str
     videos: str
+    classes: str = ""
+    """Class list beside the annotations; the published one when empty."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Scale:
 
 
 SETS = {
-    "kinetics": DemoSet("kinetics", "kinetics400", "annotations", "videos"),
+    "kinetics": DemoSet("kinetics", "kinetics400", "annotations", "videos", CLASSES_FILE),
     "ssv2": DemoSet("ssv2", "ssv2", "labels", "20bn-something-something-v2"),
 }
 FULL = Scale({"kinetics": (320, 80), "ssv2": (640, 240)})
@@ -105,15 +109,16 @@ def _raw(name: str, clips: tuple[int, int], folder: Path, terminal: Terminal) ->
 
 
 def _shards(demo_set: DemoSet, raw: Path, out: Path, terminal: Terminal) -> Manifest:
-    return shard(
-        demo_set.shard_as,
-        raw / demo_set.annotations,
-        raw / demo_set.videos,
-        str(out),
-        terminal,
+    request = ShardRequest(
+        kind=demo_set.shard_as,
+        annotations=raw / demo_set.annotations,
+        videos=raw / demo_set.videos,
+        out=str(out),
+        classes=raw / demo_set.annotations / demo_set.classes if demo_set.classes else None,
         short_side=SHORT_SIDE,
         samples_per_shard=SAMPLES_PER_SHARD,
     )
+    return shard(request, terminal)
 
 
 def _summary(

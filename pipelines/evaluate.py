@@ -53,7 +53,9 @@ def evaluate(model_url: str, data_url: str, terminal: Terminal, *, protocol: str
         with terminal.progress(f"{split}, {config.eval.protocol}", len(dataset)) as bar:
             batches = _counted(loader, bar, len(dataset))
             predictions = predict(model.to(device), batches, mean=config.data.mean, std=config.data.std, device=device)
-        result = score(predictions, dataset.index.label, len(manifest.classes), manifest.splits[split].records)
+        result = score(
+            predictions, dataset.index.column("label"), len(manifest.classes), manifest.splits[split].records
+        )
         tracking.log_figures(run, result.figures(), card.step)
         with run_files(result, card, config) as folder:
             problem = tracking.log_files(run, folder)

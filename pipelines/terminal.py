@@ -5,6 +5,7 @@ lines go to a duplicate of the real ones.
 """
 
 import contextlib
+import datetime
 import os
 import sys
 import time
@@ -73,14 +74,25 @@ class Terminal:
 
                 yield Bar(update)
         else:
-            last = [time.monotonic()]
+            begun = last = time.monotonic()
+            first: int | None = None
 
             def line(done: int, whole: int | None, note: str) -> None:
-                if time.monotonic() - last[0] >= 10:
-                    last[0] = time.monotonic()
-                    self.say(f"  {what}: {done}/{whole} {note}".rstrip())
+                nonlocal last, first
+                first = done if first is None else first  # a continued job does not count what it found done
+                now = time.monotonic()
+                if now - last >= 10:
+                    last = now
+                    left = _left(now - begun, done - first, whole - done) if whole is not None else ""
+                    self.say(f"  {what}: {done}/{whole} {left} {note}".rstrip())
 
             yield Bar(line)
+
+
+def _left(seconds: float, done: int, missing: int) -> str:
+    if done <= 0:
+        return ""
+    return f"{datetime.timedelta(seconds=round(seconds * missing / done))} left"
 
 
 class Bar:

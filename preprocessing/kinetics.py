@@ -1,207 +1,299 @@
-"""Kinetics-400/600/700: CSV annotations and a folder of clips, as the copies in circulation have them.
+"""Kinetics-400/600/700: annotation lists and raw clips, as the copies in circulation have them.
 
-The CSV files of the releases differ in their columns, so they are read by header name; files are named
-`{id}_{start:06d}_{end:06d}.mp4` by the usual download scripts and `{id}.mp4` by some mirrors, flat or in class folders.
+Clips are named `{id}_{start:06d}_{end:06d}.mp4` by the usual download scripts and `{id}.mp4` by some mirrors; they lie
+flat, in class folders or in archives, one a class or cut by size.
 """
 
-import csv
 import os
-import re
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
+from preprocessing.class_lists import ClassList, class_list, read_class_file
+from preprocessing.kinetics_lists import CLIP_NAME, VIDEO_ID, ClipList, find_list, read_clip_list
+from preprocessing.matching import (
+    SAME_LIST,
+    FileIndex,
+    Keys,
+    Places,
+    as_keys,
+    distinct,
+    duplicates,
+    overlap_notes,
+    several_files,
+    source_notes,
+)
 from preprocessing.records import (
     AMBIGUOUS,
+    CONFLICT,
+    DUPLICATE,
     MISSING,
     Annotations,
     Failure,
     Record,
-    VideoFile,
     check_name,
     file_digest,
     kinetics_key,
-    list_videos,
-    raise_problems,
-    the_one_file,
+    spaced,
 )
+from preprocessing.sources import Progress, Sources, VideoFile, list_sources
 from vast.dataset_format import UNLABELLED
 from vast.errors import UserError
 
-# Our split name to the names of its file: DeepMind's archives say "validate", CVDF's mirror says "val".
-SPLIT_FILES = {"train": ("train.csv",), "val": ("val.csv", "validate.csv"), "test": ("test.csv",)}
-REQUIRED_COLUMNS = ("youtube_id", "time_start", "time_end")
+VERSIONS = ("kinetics400", "kinetics600", "kinetics700")
 
-# An id has 11 characters and may itself hold "_" or begin with "-".
-_CLIP_STEM = re.compile(r"([A-Za-z0-9_-]{11})_(\d+)(?:_\d+)?")
-_ID = re.compile(r"[A-Za-z0-9_-]{11}")
+# The mirror's name for its set of sound copies of corrupted clips, as a folder or an archive.
+REPLACEMENTS = "replacement_for_corrupted"
 
+# Lines of the lists and files of the copies that are about; no two sources agree, so none of them is an error.
+PUBLISHED: Mapping[str, Mapping[str, tuple[tuple[int, str], ...]]] = {
+    "kinetics400": {
+        "train": ((246_534, "the original list"), (240_436, "OpenMMLab's copy"), (240_258, "CVDF's files")),
+        "val": ((19_906, "the original list"), (19_881, "CVDF's files"), (19_796, "OpenMMLab's copy")),
+        "test": ((39_805, "CVDF's list"), (38_685, "ActivityNet's list")),
+    },
+    "kinetics600": {
+        "train": ((427_549, "CVDF's files"), (383_393, "OpenMMLab's copy"), (370_582, "DeepMind's list")),
+        "val": ((30_000, "ActivityNet's list"), (29_793, "CVDF's files"), (28_313, "DeepMind's list")),
+        "test": ((72_924, "ActivityNet's list"), (56_618, "DeepMind's list")),
+    },
+    "kinetics700": {
+        "train": ((542_352, "DeepMind's list of 2020"), (534_073, "CVDF's files")),
+        "val": ((34_125, "DeepMind's list of 2020"), (33_914, "CVDF's files")),
+        "test": ((67_433, "DeepMind's list of 2020"), (64_260, "CVDF's files")),
+    },
+}
 
-@dataclass(frozen=True)
-class _Row:
-    split: str
-    youtube_id: str
-    start_s: int
-    end_s: int
-    label: str
-    line: str
+_ID_WIDTH, _CLIP_WIDTH = 11, 17
+_CHUNK = 1 << 16
 
 
 def read_kinetics(
     annotations: str | os.PathLike[str],
     videos: str | os.PathLike[str],
     *,
-    name: str = "k400",
+    version: str = "kinetics400",
+    name: str = "",
     splits: Sequence[str] = ("train", "val"),
     classes_file: str | os.PathLike[str] | None = None,
+    replacements: str | os.PathLike[str] | None = None,
+    scans: str | None = None,
+    on_scan: Progress | None = None,
 ) -> Annotations:
-    """Read the annotation folder and match its rows with the folder of clips.
+    """Read the annotation lists and match their lines with the raw files.
 
     A clip is identified by (id, start): six ids of Kinetics-600's validation set occur with two starts. Label ids are
-    positions in `classes_file` (one name a line) or in the sorted union of all the labels found; the published orders
-    are sorted, but a list cut short would move every later id, so give the file when the lists are not whole.
+    those of the version's class list, whatever labels are present.
 
     Args:
-        annotations: Folder with train.csv and val.csv (or validate.csv).
-        videos: Folder with the clips.
-        name: Beginning of every key, such as "k400".
+        annotations: Folder with train.csv and val.csv, or what other releases call them.
+        videos: Folder with the clips, as files or in archives, or one archive.
+        version: One of `VERSIONS`; the 2020 edition of Kinetics-700 has Kinetics-700's classes.
+        name: Beginning of every key; "k400" for kinetics400 when empty.
         splits: The splits to read.
-        classes_file: The class list, in label-id order.
+        classes_file: A class list of one's own, in label-id order.
+        replacements: Folder or archive with clips that take the place of those of the same id and start. The mirror's
+            set is also known by its name when it lies in `videos`.
+        scans: Where scans of archives are kept; see `list_sources`.
+        on_scan: Called with (archives scanned, archives in all), of the videos and then of the
+            replacements.
 
     Raises:
-        UserError: A file or column is missing, rows are malformed, or a label is not in the class list.
+        UserError: A file or column is missing, lines are malformed, or a label is not in the class list.
     """
-    check_name(name)
-    paths = {split: _annotation_file(Path(annotations), split) for split in splits}
-    rows = [row for split, path in paths.items() for row in _read_csv(path, split)]
-    listed = [Path(classes_file)] if classes_file is not None else []
-    classes = _read_classes(listed[0]) if listed else sorted({row.label for row in rows if row.label})
-    if not classes:
-        raise UserError(f"{annotations}: no row has a label; give the class list (classes_file)")
-    labels = _label_ids(rows, classes)
-    files = list_videos(videos)
-    records, failures, unlisted = _match(rows, labels, files, name)
+    if version not in VERSIONS:
+        raise UserError(f"no Kinetics version {version!r}; there are {', '.join(VERSIONS)}")
+    if not splits:
+        raise UserError("no split was asked for")
+    name = check_name(name or f"k{version[-3:]}")
+    classes = class_list(version)
+    if classes_file is not None:
+        classes = read_class_file(Path(classes_file), classes)
+    found = {split: find_list(Path(annotations), split, version) for split in dict.fromkeys(splits)}
+    lists = [read_clip_list(path, split, classes) for split, (path, _) in found.items()]
+    sources = list_sources(videos, scans=scans, on_progress=on_scan)
+    replacing = None if replacements is None else list_sources(replacements, scans=scans, on_progress=on_scan)
+    match = _Match(name, lists, sources, replacing, classes)
+    for clips in lists:
+        match.take(clips)
+    list_notes = [note for _, notes in found.values() for note in notes]
+    for clips in lists:
+        list_notes += [*size_notes(version, clips.split, len(clips.ids)), *clips.notes]
+    paths = [path for path, _ in found.values()] + ([] if classes_file is None else [Path(classes_file)])
     return Annotations(
         name=name,
-        classes=tuple(classes),
-        records=tuple(records),
-        failures=tuple(failures),
-        digests={path.name: file_digest(path) for path in [*paths.values(), *listed]},
-        unlisted=tuple(unlisted),
+        classes=classes.names,
+        records=tuple(match.records),
+        failures=tuple(match.failures),
+        digests={path.name: file_digest(path) for path in paths},
+        unlisted=tuple(match.unlisted()),
+        notes=(*list_notes, *match.notes()),
     )
 
 
-def _annotation_file(folder: Path, split: str) -> Path:
-    names = SPLIT_FILES.get(split)
-    if names is None:
-        raise UserError(f"Kinetics has no split {split!r}; it has {', '.join(SPLIT_FILES)}")
-    return the_one_file(folder, names)
+def size_notes(version: str, split: str, num_lines: int) -> list[str]:
+    """Put the published sizes of a list beside that which was found."""
+    known = PUBLISHED[version][split]
+    said = ", ".join(f"{spaced(size)} ({what})" for size, what in known)
+    far = "; this one is far shorter" if num_lines < 0.9 * min(size for size, _ in known) else ""
+    return [f"{split}: {spaced(num_lines)} lines; published for {version}: {said}{far}"]
 
 
-def _read_csv(path: Path, split: str) -> list[_Row]:
-    rows: list[_Row] = []
-    problems: list[str] = []
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, skipinitialspace=True)
-        header = reader.fieldnames or []
-        lacking = [column for column in REQUIRED_COLUMNS if column not in header]
-        if lacking:
-            raise UserError(f"{path}: no column {', '.join(lacking)}; the header is: {', '.join(header) or 'empty'}")
-        for cells in reader:
-            line = f"line {reader.line_num}"
-            youtube_id = (cells["youtube_id"] or "").strip()
-            label = (cells.get("label") or "").strip().strip('"')
-            try:
-                start_s, end_s = (int(float(cells[column])) for column in ("time_start", "time_end"))
-            except (TypeError, ValueError):
-                times = f"{cells['time_start']!r}, {cells['time_end']!r}"
-                problems.append(f"{line}: time_start, time_end are {times}; expected seconds")
-                continue
-            if not _ID.fullmatch(youtube_id):
-                problems.append(f"{line}: youtube_id is {youtube_id!r}; expected 11 of A-Z a-z 0-9 _ -")
-            if start_s < 0 or end_s <= start_s:
-                problems.append(f"{line}: time_start {start_s}, time_end {end_s}; expected 0 <= start < end")
-            if "label" in header and not label:
-                problems.append(f"{line}: the label is empty")
-            rows.append(_Row(split, youtube_id, start_s, end_s, label, f"{path.name} {line}"))
-    raise_problems(str(path), problems)
-    return rows
+def file_key(stem: str) -> bytes:
+    """Return id and start in a file's stem, the id alone, or nothing: what `FileIndex` sorts by."""
+    if clip := CLIP_NAME.fullmatch(stem):
+        start_s = int(clip[2])
+        return f"{clip[1]}{start_s:06d}".encode() if start_s < 1_000_000 else b""
+    return stem.encode() if VIDEO_ID.fullmatch(stem) else b""
 
 
-def _read_classes(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read the class list {path}: {error.strerror}") from error
-    return [line.strip() for line in lines if line.strip()]
+class _Match:
+    """Lines that have found their file, and those that have not."""
+
+    def __init__(
+        self, name: str, lists: Sequence[ClipList], sources: Sources, replacing: Sources | None, classes: ClassList
+    ) -> None:
+        own: Sequence[VideoFile] = sources.files
+        marked = [file for file in own if REPLACEMENTS in file.source_name]
+        if marked:
+            own = [file for file in own if REPLACEMENTS not in file.source_name]
+        marked += replacing.files if replacing else ()
+        self.records: list[Record] = []
+        self.failures: list[Failure] = []
+        self._name = name
+        self._classes = classes.names
+        self._places = Places(classes)
+        self._own = FileIndex(own, file_key, _CLIP_WIDTH)
+        self._replacements = FileIndex(marked, file_key, _CLIP_WIDTH)
+        self._clips = {clips.split: _clip_keys(clips) for clips in lists}
+        self._all_clips = distinct(np.concatenate(list(self._clips.values())))
+        self._notes = source_notes(sources, "the folder of videos")
+        self._notes += source_notes(replacing, "the folder of replacements") if replacing else []
+        self._num_overridden = 0
+
+    def take(self, clips: ClipList) -> None:
+        """Find the file of every line of a split."""
+        begun = len(self.records)
+        twins = duplicates(self._clips[clips.split])
+        for start in range(0, len(clips.ids), _CHUNK):  # else the arrays would outweigh what they are about
+            keys = self._clips[clips.split][start : start + _CHUNK]
+            num_clips = self._num_clips(keys)
+            own, other = (_find(index, keys) for index in (self._own, self._replacements))
+            for place in range(len(keys)):
+                line = start + place
+                if line in twins:
+                    self._fail(clips, line, [], (DUPLICATE, _twin(clips, line, twins[line])))
+                    continue
+                # A bare name cannot say which clip of its video it replaces; the broken one then stays as it is.
+                is_vague = num_clips[place] > 1
+                replacing = [] if is_vague and other.is_bare[place] else other.files(place)
+                files = own.files(place)
+                self._num_overridden += len(files) if replacing else 0
+                is_vague &= own.is_bare[place] and not replacing
+                self._settle(clips, line, replacing or files, bool(replacing), num_clips[place] if is_vague else 1)
+        if not clips.is_labelled:
+            self._label_by_place(clips.split, begun)
+
+    def _settle(
+        self, clips: ClipList, line: int, files: Sequence[VideoFile], is_replaced: bool, num_clips: int
+    ) -> None:
+        """Make a line a record or a failure; its file may stand for any of `num_clips` clips."""
+        problem = self._problem(clips, line, files, num_clips)
+        if problem is not None:
+            self._fail(clips, line, files, problem)
+            return
+        video_id, start_s = clips.ids[line], clips.starts_s[line]
+        key = kinetics_key(self._name, video_id, start_s)
+        span = (start_s, clips.ends_s[line])
+        self.records.append(Record(key, clips.split, video_id, clips.labels[line], files[0], *span, is_replaced))
+
+    def unlisted(self) -> list[str]:
+        """Return the source names of files that no line asks for."""
+        return [*self._own.unlisted(), *self._replacements.unlisted()]
+
+    def notes(self) -> list[str]:
+        """Say what a person should know of files and splits."""
+        notes = list(self._notes)
+        if num_replaced := sum(record.replaced for record in self.records):
+            overridden = f"{spaced(self._num_overridden)} files gave way to them"
+            notes.append(f"{spaced(num_replaced)} records have a file of the replacement set; {overridden}")
+        videos = {split: _ids(keys) for split, keys in self._clips.items()}
+        overlaps = overlap_notes(videos, "videos") | overlap_notes(self._clips, "clips", SAME_LIST)
+        return notes + list(overlaps.values())
+
+    def _num_clips(self, keys: Keys) -> list[int]:
+        """Return how many clips of the same video the lists of all splits have, for each of some lines."""
+        ids = _ids(keys).astype(f"S{_CLIP_WIDTH}")
+        ends = np.char.add(_ids(keys), b"~")  # sorts after every digit
+        counts: list[int] = (np.searchsorted(self._all_clips, ends) - np.searchsorted(self._all_clips, ids)).tolist()
+        return counts
+
+    def _problem(
+        self, clips: ClipList, line: int, files: Sequence[VideoFile], num_clips: int
+    ) -> tuple[str, str] | None:
+        if not files:
+            video_id, start_s, end_s = clips.ids[line], clips.starts_s[line], clips.ends_s[line]
+            return MISSING, f"no {video_id}_{start_s:06d}_{end_s:06d} and no {video_id} with a video suffix"
+        if len(files) > 1:
+            return AMBIGUOUS, several_files(files)
+        if num_clips > 1:
+            return AMBIGUOUS, f"{files[0].source_name} does not say which of {num_clips} clips of this video it is"
+        label, place = clips.labels[line], self._places.label(files[0])
+        if UNLABELLED not in (label, place) and label != place:
+            return CONFLICT, f"the line says {self._classes[label]!r}, the file's place {self._classes[place]!r}"
+        return None
+
+    def _fail(self, clips: ClipList, line: int, files: Sequence[VideoFile], problem: tuple[str, str]) -> None:
+        key = kinetics_key(self._name, clips.ids[line], clips.starts_s[line])
+        source_name = files[0].source_name if len(files) == 1 else ""
+        self.failures.append(Failure(key, clips.split, clips.ids[line], source_name, "match", *problem))
+
+    def _label_by_place(self, split: str, begun: int) -> None:
+        """Label a split whose list has no labels by its files' places, if every one of them tells a class."""
+        labels = [self._places.label(record.file) for record in self.records[begun:]]
+        if UNLABELLED in labels or not labels:
+            self._notes.append(
+                f"{split}: the list has no labels; it can be packed and predicted, not trained or scored on"
+            )
+            return
+        self._notes.append(f"{split}: the list has no labels; they are those of the folders or archives of the files")
+        for place, label in enumerate(labels, begun):
+            self.records[place] = replace(self.records[place], label=label)
 
 
-def _label_ids(rows: Iterable[_Row], classes: Sequence[str]) -> dict[str, int]:
-    """Give each label its id; case, underscores and quotes differ between copies and do not count."""
-    ids: dict[str, int] = {"": UNLABELLED}
-    by_normal: dict[str, int] = {}
-    for label_id, label in enumerate(classes):
-        other = by_normal.setdefault(_normal(label), label_id)
-        if other != label_id:
-            raise UserError(f"classes {classes[other]!r} and {label!r} differ only in case, underscores or quotes")
-        ids[label] = label_id
-    problems = []
-    for row in rows:
-        if row.label not in ids:
-            label_id = by_normal.get(_normal(row.label), UNLABELLED)
-            if label_id == UNLABELLED:
-                problems.append(f"{row.line}: label {row.label!r} is not in the class list")
-            ids[row.label] = label_id
-    raise_problems("labels", problems)
-    return ids
+@dataclass(frozen=True)
+class _Found:
+    """Where the files of some lines are in one index."""
+
+    index: FileIndex
+    first: list[int]
+    count: list[int]
+    is_bare: list[bool]
+    """The file's name is the id alone."""
+
+    def files(self, place: int) -> list[VideoFile]:
+        return self.index.files(self.first[place], self.count[place]) if self.count[place] else []
 
 
-def _normal(label: str) -> str:
-    return label.casefold().replace("_", " ").replace('"', "").replace("'", "")
+def _find(index: FileIndex, keys: Keys) -> _Found:
+    first, count = index.find(keys)
+    bare_first, bare_count = index.find(_ids(keys))
+    is_bare = count == 0
+    first, count = np.where(is_bare, bare_first, first), np.where(is_bare, bare_count, count)
+    return _Found(index, first.tolist(), count.tolist(), is_bare.tolist())
 
 
-def _match(
-    rows: Sequence[_Row], labels: dict[str, int], files: Sequence[VideoFile], name: str
-) -> tuple[list[Record], list[Failure], list[str]]:
-    by_clip: dict[tuple[str, int], list[VideoFile]] = defaultdict(list)
-    by_id: dict[str, list[VideoFile]] = defaultdict(list)
-    for file in files:
-        if clip := _CLIP_STEM.fullmatch(file.stem):
-            by_clip[clip[1], int(clip[2])].append(file)
-        elif _ID.fullmatch(file.stem):
-            by_id[file.stem].append(file)
-    starts: dict[str, set[int]] = defaultdict(set)
-    for row in rows:
-        starts[row.youtube_id].add(row.start_s)
-
-    records: list[Record] = []
-    failures: list[Failure] = []
-    used: set[str] = set()
-    for row in rows:
-        key = kinetics_key(name, row.youtube_id, row.start_s)
-        named = by_clip.get((row.youtube_id, row.start_s), [])
-        found = named or by_id.get(row.youtube_id, [])
-        used.update(file.source_name for file in found)
-        problem = _why_not(row, found, is_bare=not named, num_starts=len(starts[row.youtube_id]))
-        if problem:
-            failures.append(Failure(key, row.split, row.youtube_id, "", *problem))
-        else:
-            file = found[0]
-            label = labels[row.label]
-            place = (file.path, file.source_name, row.start_s, row.end_s)
-            records.append(Record(key, row.split, row.youtube_id, label, *place))
-    return records, failures, [file.source_name for file in files if file.source_name not in used]
+def _ids(keys: Keys) -> Keys:
+    return keys.astype(f"S{_ID_WIDTH}")
 
 
-def _why_not(row: _Row, found: Sequence[VideoFile], is_bare: bool, num_starts: int) -> tuple[str, str] | None:
-    if not found:
-        return (
-            MISSING,
-            f"no {row.youtube_id}_{row.start_s:06d}_{row.end_s:06d} and no {row.youtube_id} with a video suffix",
-        )
-    if len(found) > 1:
-        return AMBIGUOUS, "several files: " + ", ".join(file.source_name for file in found)
-    if is_bare and num_starts > 1:
-        return AMBIGUOUS, f"{found[0].source_name} does not say which of {num_starts} clips of this video it is"
-    return None
+def _twin(clips: ClipList, line: int, first: int) -> str:
+    other = "" if clips.labels[line] == clips.labels[first] else " and another label"
+    return f"an earlier line has the same id and start{other}"
+
+
+def _clip_keys(clips: ClipList) -> Keys:
+    names = (f"{video_id}{start_s:06d}" for video_id, start_s in zip(clips.ids, clips.starts_s, strict=True))
+    return as_keys(names, len(clips.ids), _CLIP_WIDTH)

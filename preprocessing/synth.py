@@ -51,6 +51,9 @@ KINETICS_SCENES: dict[str, tuple[SceneName, bool]] = {
 }
 """Kinetics-400 class -> (scene, frames reversed?). Riding goes right and jogging left: pretrain without flips."""
 
+CLASSES_FILE = "classes.txt"
+"""Beside the Kinetics lists: the few classes that the generated clips have, for who does not want all 400."""
+
 PLANTED = ("missing", "truncated", "empty")
 """What is wrong with the bad videos of each split: no file, cut off in the middle, zero bytes."""
 
@@ -150,10 +153,10 @@ def synth_kinetics(
 ) -> SynthSet:
     """Write a Kinetics look-alike: 8 classes told by motion and partly by look, H.264, 25 or 30 fps, 2 s, mixed sizes.
 
-    Layout: `annotations/{train,val}.csv` and `videos/{id}_{start:06d}_{end:06d}.mp4`, ids of 11 characters of which
-    some start with `-` or hold `_`. `time_end - time_start` is 2, the true length of the clip (10 in the real data
-    set). A quarter of the clips stand upright. Arguments, errors and planted records as for `synth_ssv2`; about 50 ms
-    of CPU and 90 KB a clip.
+    Layout: `annotations/{train,val}.csv`, `annotations/classes.txt` and `videos/{id}_{start:06d}_{end:06d}.mp4`, ids of
+    11 characters of which some start with `-` or hold `_`. `time_end - time_start` is 2, the true length of the clip
+    (10 in the real data set). A quarter of the clips stand upright. Arguments, errors and planted records as for
+    `synth_ssv2`; about 50 ms of CPU and 90 KB a clip.
     """
     _prepare(out, num_train, num_val)
     annotations, videos = out / "annotations", out / "videos"
@@ -179,7 +182,9 @@ def synth_kinetics(
             jobs.append(_Job(path, entropy, scene, reverse, canvas, "libx264", fault))
         (annotations / f"{split}.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _write_videos(videos, jobs, num_workers, on_progress)
-    return SynthSet(annotations, videos, tuple(sorted(KINETICS_SCENES)), sizes, planted)
+    classes = sorted(KINETICS_SCENES)
+    (annotations / CLASSES_FILE).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+    return SynthSet(annotations, videos, tuple(classes), sizes, planted)
 
 
 # --- what is in it ----------------------------------------------------------------------------------------------------

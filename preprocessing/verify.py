@@ -1,90 +1,66 @@
-"""Reads a whole data set back and says what is wrong with it; also describes one for people."""
+"""Reads a whole data set back and says what is wrong with it.
 
-import gc
-import hashlib
-import io
-import json
-import tarfile
-import tempfile
-import warnings
-from collections import Counter
-from collections.abc import Iterator
+Reading is bound by the store (one request of a few megabytes for each thread) or, on a local disk, by hashing every
+byte twice, once for its shard and once for its sample, which the threads do side by side. Decoding all clips costs some
+hundred times more than that.
+"""
+
+import itertools
+import os
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from preprocessing.object_stream import ObjectStream
+from preprocessing.profiles import TranscodeSettings
+from preprocessing.verify_files import MAX_SHOWN, check_failures, check_files, check_unlisted, first
+from preprocessing.verify_shard import ShardCheck, ShardFindings, check_webdataset, key_hash
 from vast.dataset_format import (
     FAILURES_KEY,
-    UNLABELLED,
+    MANIFEST_KEY,
     Manifest,
-    SampleIndex,
     SampleRow,
     ShardInfo,
     index_key,
-    read_index,
     read_manifest,
 )
 from vast.errors import StoreError, UserError
+from vast.sample_index import SampleIndex, read_index
 from vast.storage import Store, open_store
 
+OnProgress = Callable[[int, int], None]
+"""Called with the samples read and all samples, about once a second."""
 
-@dataclass(frozen=True)
-class SplitDescription:
-    """One line of `vast data show`."""
-
-    split: str
-    records: int
-    samples: int
-    failures: int
-    shards: int
-    size_bytes: int
-    """Bytes of the shards."""
-    hours: float
-    """Sum of the clips' durations."""
-    classes: int
-    """Classes that occur in the split."""
-    failures_by_reason: dict[str, int]
-    """Most frequent first."""
+NUM_THREADS = min(16, max(4, os.cpu_count() or 1))
+"""Shards read at a time; each takes a chunk of memory and, where clips are decoded, one clip."""
 
 
-def describe(url: str) -> tuple[Manifest, list[SplitDescription]]:
-    """Return a data set's manifest and one description a split, from its manifest, indexes and failures.
-
-    Raises:
-        UserError: There is no data set at `url`.
-    """
-    manifest = read_manifest(url)
-    failures = _read_failures(open_store(url))
-    descriptions = []
-    for split, info in manifest.splits.items():
-        index = read_index(url, split)
-        reasons = Counter(str(failure["reason"]) for failure in failures if failure["split"] == split)
-        labels = set(index.label.tolist()) - {UNLABELLED}
-        descriptions.append(
-            SplitDescription(
-                split=split,
-                records=info.records,
-                samples=info.samples,
-                failures=info.failures,
-                shards=len(info.shards),
-                size_bytes=info.size_bytes,
-                hours=float(index.duration_s.sum()) / 3600,
-                classes=len(labels),
-                failures_by_reason=dict(reasons.most_common()),
-            )
-        )
-    return manifest, descriptions
-
-
-def verify(url: str, *, decode_sample: int = 20) -> list[str]:
+def verify(
+    url: str,
+    *,
+    decode_sample: int = 20,
+    decode_all: bool = False,
+    on_progress: OnProgress | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> list[str]:
     """Read everything at `url` back and return the problems, one line each; none when the data set is whole.
 
-    Every byte is read: sizes and digests of shards, indexes and samples, the agreement of index, json members and
-    manifest. `decode_sample` clips of each split are decoded, spread evenly, and one shard of each split is read with
-    plain webdataset, the field's own client.
+    Every byte is read: sizes and digests of shards, indexes and samples, the agreement of index, json members, failures
+    and manifest. One shard of each split is also read with plain webdataset, the field's own client. A line begins with
+    the name of the file; of many problems of one kind the first are told, then their number.
+
+    Args:
+        url: The data set.
+        decode_sample: Clips of each split to decode, spread evenly.
+        decode_all: Decode every clip.
+        on_progress: See `OnProgress`.
+        on_note: Called with sentences on what is no damage, but perhaps a mistake: splits that share keys.
 
     Raises:
         StoreError: The store cannot be reached.
@@ -94,172 +70,187 @@ def verify(url: str, *, decode_sample: int = 20) -> list[str]:
     except UserError as error:
         return [str(error)]
     store = open_store(url)
-    problems = [*_check_files(store, manifest), *_check_failures(store, manifest)]
-    for split in manifest.splits:
-        problems += _check_split(url, store, manifest, split, decode_sample)
+    problems = [*check_files(store, manifest)]
+    failed: dict[str, list[str]] = {split: [] for split in manifest.splits}
+    problems += first(check_failures(store, manifest, failed))
+    problems += first(check_unlisted(store, manifest))
+    encoding, unknown = _settings(manifest)
+    problems += unknown
+    splits = [_Split(url, store, manifest, name, encoding) for name in manifest.splits]
+    tasks = [task for split in splits for task in split.tasks(decode_sample, decode_all)]
+    for task, found in zip(tasks, _run(tasks, on_progress), strict=True):
+        task.split.take(task.shard.name, found)
+    for split in splits:
+        split.check_whole(failed[split.name])
+        problems += split.problems
+    if on_note is not None:
+        for one, other in itertools.combinations(splits, 2):
+            if num_shared := len(np.intersect1d(one.hashes(), other.hashes())):
+                on_note(f"{one.name} and {other.name} share {num_shared} keys")
     return problems
 
 
-def _check_files(store: Store, manifest: Manifest) -> Iterator[str]:
-    named = {shard.name for info in manifest.splits.values() for shard in info.shards}
-    for key in store.list():
-        if key.endswith(".tar") and key not in named:
-            yield f"{key}: a shard that the manifest does not name; clients that read *.tar would take it in"
-
-
-def _read_failures(store: Store) -> list[dict[str, Any]]:
+def _settings(manifest: Manifest) -> tuple[TranscodeSettings | None, list[str]]:
+    """Return how clips are encoded, by which they are proven; None for pictures and when it cannot be told."""
+    if manifest.media != "video":
+        return None, []
     try:
-        return [json.loads(line) for line in store.get_bytes(FAILURES_KEY).splitlines()]
-    except ValueError as error:
-        raise UserError(f"{store.url}/{FAILURES_KEY} is not JSON, line by line: {error}") from error
+        return TranscodeSettings.model_validate(manifest.transcode), []
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, item["loc"])) or "all of them" for item in error.errors())
+        return None, [f"{MANIFEST_KEY}: transcode has settings that no clip can be proven by: {fields}"]
 
 
-def _check_failures(store: Store, manifest: Manifest) -> Iterator[str]:
-    try:
-        counts = Counter(failure.get("split") for failure in _read_failures(store))
-    except (UserError, StoreError) as error:
-        yield str(error)
-        return
-    for split, info in manifest.splits.items():
-        if counts[split] != info.failures:
-            yield f"{FAILURES_KEY}: {counts[split]} lines for {split}, the manifest says {info.failures}"
+class _Split:
+    """One split: its index, and what reading its shards has shown."""
 
+    def __init__(
+        self, url: str, store: Store, manifest: Manifest, name: str, encoding: TranscodeSettings | None
+    ) -> None:
+        self.name, self.encoding = name, encoding
+        self.store, self.manifest, self.info = store, manifest, manifest.splits[name]
+        self.problems: list[str] = []
+        self._index: SampleIndex | None = None
+        self._runs: dict[str, list[range]] = {}
+        self._hashes: dict[str, NDArray[np.uint64]] = {}
+        self._num_replaced = 0
+        try:
+            if (found := ObjectStream(store, index_key(name)).sha256()) != self.info.index_sha256:
+                # What is in it proves nothing then; the shards are still read for themselves.
+                self.note(f"sha256 is {found}, the manifest says {self.info.index_sha256}")
+                return
+            index = read_index(url, name)
+            self._runs = _runs(index.column("shard"))
+        except (StoreError, ValueError) as error:  # also a split whose name is no key of a store
+            self.note(f"cannot be read: {error}")
+            return
+        self._index = index
+        if len(index) != self.info.samples:
+            self.note(f"{len(index)} rows, the manifest says {self.info.samples} samples")
+        if unknown := self._runs.keys() - {shard.name for shard in self.info.shards}:
+            self.note(f"names shards that the manifest does not: {', '.join(sorted(unknown)[:MAX_SHOWN])}")
 
-def _check_split(url: str, store: Store, manifest: Manifest, split: str, decode_sample: int) -> Iterator[str]:
-    info = manifest.splits[split]
-    name = index_key(split)
-    try:
-        if (found := hashlib.sha256(store.get_bytes(name)).hexdigest()) != info.index_sha256:
-            yield f"{name}: sha256 is {found}, the manifest says {info.index_sha256}"
-        index = read_index(url, split)
-    except (UserError, StoreError) as error:
-        yield str(error)
-        return
-    yield from _check_index(name, index, manifest, split)
-    picks = {int(i) for i in np.linspace(0, len(index) - 1, min(decode_sample, len(index)))}
-    for number, shard in enumerate(info.shards):
-        rows = {int(i): index.row(int(i)) for i in np.flatnonzero(index.shard == shard.name)}
-        with tempfile.TemporaryDirectory(prefix="vast-verify-") as folder:
-            path = Path(folder, shard.name)
-            try:
-                store.get_file(shard.name, path)
-            except StoreError as error:
-                yield str(error)
-                continue
-            yield from _check_shard(path, shard, rows, manifest.classes)
-            for i in sorted(picks & rows.keys()):
-                yield from _check_clip(path, rows[i])
-            if number == 0:
-                yield from _check_webdataset(path, list(rows.values()))
+    def note(self, problem: str) -> None:
+        """Add a problem of the index."""
+        self.problems.append(f"{index_key(self.name)}: {problem}")
 
+    def tasks(self, decode_sample: int, decode_all: bool) -> "list[_Task]":
+        """Return what there is to do for each shard."""
+        num_samples = len(self._index) if self._index is not None else 0
+        spread = np.linspace(0, num_samples - 1, min(decode_sample, num_samples)).astype(int)
+        picks = range(num_samples) if decode_all else frozenset(spread.tolist())
+        return [_Task(self, shard, picks, is_first=number == 0) for number, shard in enumerate(self.info.shards)]
 
-def _check_index(name: str, index: SampleIndex, manifest: Manifest, split: str) -> Iterator[str]:
-    info = manifest.splits[split]
-    if len(index) != info.samples:
-        yield f"{name}: {len(index)} rows, the manifest says {info.samples} samples"
-    if repeated := [key for key, count in Counter(index.key.tolist()).items() if count > 1]:
-        yield f"{name}: {len(repeated)} keys occur more than once, {repeated[0]} first"
-    if unknown := set(index.shard.tolist()) - {shard.name for shard in info.shards}:
-        yield f"{name}: names shards that the manifest does not: {', '.join(sorted(unknown))}"
-    bad = np.flatnonzero((index.label < UNLABELLED) | (index.label >= len(manifest.classes)))
-    if len(bad):
-        row = index.row(int(bad[0]))
-        yield f"{name}: {row.key} has label {row.label}, there are {len(manifest.classes)} classes"
+    def rows(self, shard: str) -> dict[int, SampleRow] | None:
+        """Return a shard's rows by their position; None without an index.
 
+        Raises:
+            StoreError: The index is damaged there.
+        """
+        if self._index is None:
+            return None
+        positions = [i for run in self._runs.get(shard, ()) for i in run]
+        return dict(zip(positions, self._index.rows(positions), strict=True))
 
-def _check_shard(path: Path, shard: ShardInfo, rows: dict[int, SampleRow], classes: list[str]) -> Iterator[str]:
-    size_bytes = path.stat().st_size
-    if size_bytes != shard.size_bytes:
-        yield f"{shard.name}: {size_bytes} bytes, the manifest says {shard.size_bytes}"
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != shard.sha256:
-        yield f"{shard.name}: sha256 is {found}, the manifest says {shard.sha256}"
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = {member.name: _read_member(tar, member) for member in tar}
-    except (tarfile.TarError, OSError, EOFError) as error:
-        yield f"{shard.name}: is no whole tar: {error}"
-        return
-    if len(members) != 2 * shard.samples:
-        yield f"{shard.name}: {len(members)} members, expected two for each of {shard.samples} samples"
-    if shard.samples != len(rows):
-        yield f"{shard.name}: the index has {len(rows)} of its {shard.samples} samples"
-    for row in rows.values():
-        yield from _check_member(members, row, classes)
+    def take(self, shard: str, found: ShardFindings) -> None:
+        """Add what reading a shard has shown."""
+        self.problems += found.problems
+        self._hashes[shard] = found.key_hashes
+        self._num_replaced += found.num_replaced
+
+    def hashes(self) -> NDArray[np.uint64]:
+        """Return the hashes of all keys, sorted."""
+        return np.sort(np.concatenate([np.empty(0, np.uint64), *self._hashes.values()]))
+
+    def check_whole(self, failed: Sequence[str]) -> None:
+        """Check what only all shards together show; `failed` are the keys of records that could not be encoded."""
+        hashes = self.hashes()
+        if len(repeated := np.unique(hashes[1:][hashes[1:] == hashes[:-1]])):
+            self.note(f"{len(repeated)} keys occur more than once, such as {self._key_of(int(repeated[0]))}")
+        both = [key for key in failed if _is_in(key_hash(key), hashes)]
+        if both:
+            self.problems.append(f"{FAILURES_KEY}: {len(both)} keys are samples of {self.name} too, such as {both[0]}")
+        if not self.problems and self._num_replaced != self.info.replaced:
+            where = f"{MANIFEST_KEY}: says {self.info.replaced} samples of {self.name} are replaced"
+            self.problems.append(f"{where}, the shards say {self._num_replaced}")
+
+    def _key_of(self, wanted: int) -> str:
+        shard = next(shard for shard, hashes in self._hashes.items() if wanted in hashes)
+        return next(row.key for row in (self.rows(shard) or {}).values() if key_hash(row.key) == wanted)
 
 
 @dataclass(frozen=True)
-class _Member:
-    offset: int
-    size_bytes: int
-    sha256: str
-    text: bytes
-    """Content of a json member, or nothing: a shard need not fit into memory twice."""
+class _Task:
+    """One shard to read."""
+
+    split: _Split
+    shard: ShardInfo
+    picks: Collection[int]
+    """Positions in the index of the samples to decode."""
+    is_first: bool
+
+    def run(self, on_sample: Callable[[], None]) -> ShardFindings:
+        try:
+            rows = self.split.rows(self.shard.name)
+        except StoreError as error:
+            return ShardFindings([f"{index_key(self.split.name)}: cannot be read: {error}"])
+        known = rows or {}
+        check = ShardCheck(
+            info=self.shard,
+            split=self.split.name,
+            manifest=self.split.manifest,
+            rows=None if rows is None else list(rows.values()),
+            decode={row.key for i, row in known.items() if i in self.picks},
+            settings=self.split.encoding,
+        )
+        found = check.run(self.split.store, on_sample)
+        if self.is_first and rows is not None and not found.problems:
+            media = self.split.manifest.media
+            found.problems += check_webdataset(self.split.store, self.shard, media, list(known.values()))
+        return found
 
 
-def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo) -> _Member:
-    file = tar.extractfile(member)
-    payload = file.read() if file is not None else b""
-    text = payload if member.name.endswith(".json") else b""
-    return _Member(member.offset_data, len(payload), hashlib.sha256(payload).hexdigest(), text)
+def _run(tasks: Sequence[_Task], on_progress: OnProgress | None) -> Iterator[ShardFindings]:
+    """Run the tasks on threads and yield their findings in order."""
+    done = [0] * len(tasks)
+    total = sum(task.shard.samples for task in tasks)
+    stop = threading.Event()
+
+    def start(number: int) -> ShardFindings:
+        def count() -> None:
+            done[number] += 1
+            if stop.is_set():
+                raise CancelledError
+
+        found = tasks[number].run(count)
+        done[number] = tasks[number].shard.samples  # of a damaged shard fewer were read
+        return found
+
+    with ThreadPoolExecutor(NUM_THREADS) as pool:
+        futures = [pool.submit(start, number) for number in range(len(tasks))]
+        try:
+            pending = set(futures)
+            while pending:
+                _, pending = wait(pending, timeout=1.0)
+                if on_progress is not None:
+                    on_progress(min(sum(done), total), total)
+            yield from (future.result() for future in futures)
+        finally:
+            stop.set()  # shards may take minutes, and whoever interrupts does not want to wait for them
+            for future in futures:
+                future.cancel()
 
 
-def _check_member(members: dict[str, _Member], row: SampleRow, classes: list[str]) -> Iterator[str]:
-    where = f"{row.shard}, {row.key}"
-    media, text = members.get(f"{row.key}.mp4"), members.get(f"{row.key}.json")
-    if media is None or text is None:
-        yield f"{where}: the shard has no {row.key}.mp4 or no {row.key}.json"
-        return
-    if (media.offset, media.size_bytes) != (row.offset, row.size_bytes):
-        place = f"{media.offset}, {media.size_bytes} bytes"
-        yield f"{where}: lies at {place}; the index says {row.offset}, {row.size_bytes} bytes"
-    elif media.sha256 != row.sha256:
-        yield f"{where}: the clip's bytes do not have the index's sha256"
-    try:
-        meta = json.loads(text.text)
-    except ValueError as error:
-        yield f"{where}: its json cannot be read: {error}"
-        return
-    expected = {"label": row.label, "source_id": row.source_id, "num_frames": row.num_frames}
-    expected["class"] = classes[row.label] if 0 <= row.label < len(classes) else None
-    for name, value in expected.items():
-        if meta.get(name) != value:
-            yield f"{where}: its json says {name} {meta.get(name)!r}, the index says {value!r}"
+def _runs(shards: NDArray[Any]) -> dict[str, list[range]]:
+    """Return where each shard's rows are; a builder puts them side by side, and then there is one range each."""
+    runs: dict[str, list[range]] = {}
+    edges = [0, *(np.flatnonzero(shards[1:] != shards[:-1]) + 1).tolist(), len(shards)]
+    for start, end in itertools.pairwise(edges):
+        if start < end:
+            runs.setdefault(shards[start], []).append(range(start, end))
+    return runs
 
 
-def _check_clip(path: Path, row: SampleRow) -> Iterator[str]:
-    where = f"{row.shard}, {row.key}"
-    with open(path, "rb") as file:
-        file.seek(row.offset)
-        media = file.read(row.size_bytes)
-    try:
-        with av.open(io.BytesIO(media), mode="r", format="mp4") as container:
-            frames = [(frame.width, frame.height) for frame in container.decode(video=0)]
-    except (av.FFmpegError, ValueError, IndexError) as error:
-        yield f"{where}: cannot be decoded: {error}"
-        return
-    if len(frames) != row.num_frames:
-        yield f"{where}: decodes to {len(frames)} frames, the index says {row.num_frames}"
-    if sizes := set(frames) - {(row.width, row.height)}:
-        yield f"{where}: frames are {sorted(sizes)}, the index says {row.width}x{row.height}"
-
-
-def _check_webdataset(path: Path, rows: list[SampleRow]) -> Iterator[str]:
-    import webdataset
-
-    found = []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            # Never .decode(): it unpickles members by their suffix.
-            for sample in webdataset.WebDataset(str(path), shardshuffle=False, empty_check=False):
-                found.append((sample["__key__"], len(sample.get("mp4", b"")), "json" in sample))
-            # webdataset leaves the closing of its files to the collector, which would complain in a place of ours.
-            gc.collect()
-    except Exception as error:  # whatever the client raises is the finding
-        yield f"{path.name}: webdataset cannot read it: {error!r}"
-        return
-    expected = [(row.key, row.size_bytes, True) for row in sorted(rows, key=lambda row: row.offset)]
-    if found != expected:
-        yield f"{path.name}: webdataset reads {len(found)} samples that are not the index's {len(expected)}"
+def _is_in(value: int, ordered: NDArray[np.uint64]) -> bool:
+    position = int(np.searchsorted(ordered, np.uint64(value)))
+    return position < len(ordered) and int(ordered[position]) == value

@@ -19,10 +19,17 @@ from typing import Any
 from unittest import mock
 
 import av
+import hypothesis
 import numpy as np
 import pytest
 
 START_LIMIT_S = 60.0
+
+# A loaded machine is no failure, and a run that fails must fail again when it is looked into.
+hypothesis.settings.register_profile(
+    "repeatable", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +132,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         *(weed, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={config}"),
         *(f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"),
         # By default the third bucket fails for want of volumes, statistics go out, and two more ports open.
-        *("-volume.max=200", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"),
+        *("-volume.max=400", "-master.volumeSizeLimitMB=64", "-master.telemetry=false"),
         *("-s3.port.iceberg=0", "-s3.port.lance=0"),
     ]
     with open(folder / "log", "wb") as log:

@@ -4,6 +4,7 @@ import gc
 import hashlib
 import json
 import subprocess
+import tarfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,13 +13,15 @@ import pytest
 import webdataset
 
 from preprocessing.build import build_dataset
+from preprocessing.describe import describe
 from preprocessing.kinetics import read_kinetics
 from preprocessing.records import Annotations
 from preprocessing.ssv2 import read_ssv2
 from preprocessing.transcode import TranscodeSettings
-from preprocessing.verify import describe, verify
-from vast.dataset_format import read_index, read_manifest
-from vast.errors import StoreError
+from preprocessing.verify import verify
+from vast.dataset_format import read_manifest
+from vast.errors import UserError
+from vast.sample_index import read_index
 from vast.storage import open_store
 
 SETTINGS = TranscodeSettings(short_side=32)
@@ -52,10 +55,7 @@ def content(url: str) -> dict[str, str]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_local")
-def test_workers_and_stores_leave_no_trace(
-    kinetics: Annotations, tmp_path: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SOURCE_DATE_EPOCH", "0")
+def test_workers_and_stores_leave_no_trace(kinetics: Annotations, tmp_path: Path, s3_url: str) -> None:
     contents = []
     for url, num_workers in (
         (str(tmp_path / "alone"), 0),
@@ -68,16 +68,17 @@ def test_workers_and_stores_leave_no_trace(
         assert verify(url) == []
         contents.append(content(url))
     assert all(other == contents[0] for other in contents)
-    assert len(contents[0]) == 6 + 4, "four train and two val shards, two indexes, failures and manifest"
+    assert len(contents[0]) == 6 + 5, "four train and two val shards, two indexes, failures, unlisted and manifest"
     again = build_dataset(f"{s3_url}/k400/v1", kinetics, SETTINGS, samples_per_shard=3, num_workers=2)
     assert again.was_complete
 
 
 @pytest.mark.usefixtures("ray_local")
 def test_an_error_in_a_task_reaches_the_caller_as_it_is(kinetics: Annotations, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"a file where a folder should be")
-    with pytest.raises(StoreError, match=r"cannot write .*000000\.tar"):
-        build_dataset(str(tmp_path / "file" / "set"), kinetics, SETTINGS, num_workers=1)
+    scratch = tmp_path / "file" / "folder"
+    scratch.parent.write_bytes(b"a file where a folder should be")
+    with pytest.raises(UserError, match=r"--scratch: cannot use .*file/folder on .*: Not a directory"):
+        build_dataset(str(tmp_path / "set"), kinetics, SETTINGS, num_workers=1, scratch=scratch)
 
 
 def test_on_s3_the_field_s_own_tools_read_the_shards(kinetics: Annotations, s3_url: str, tmp_path: Path) -> None:
@@ -96,14 +97,14 @@ def test_on_s3_the_field_s_own_tools_read_the_shards(kinetics: Annotations, s3_u
         listed += subprocess.run(
             ["tar", "tf", tmp_path / name], check=True, capture_output=True, text=True
         ).stdout.split()
-    assert listed == [f"{key}.{suffix}" for key in index.key for suffix in ("mp4", "json")]
+    assert listed == [f"{key}.{suffix}" for key in index.column("key") for suffix in ("mp4", "json")]
 
     with warnings.catch_warnings():
         # webdataset leaves the closing of its files to the collector.
         warnings.simplefilter("ignore", ResourceWarning)
         samples = list(webdataset.WebDataset([str(tmp_path / name) for name in shards], shardshuffle=False))
         gc.collect()
-    assert [sample["__key__"] for sample in samples] == index.key.tolist()
+    assert [sample["__key__"] for sample in samples] == index.column("key").tolist()
     for number, sample in enumerate(samples):
         row = index.row(number)
         assert sample["mp4"] == store.get_range(row.shard, row.offset, row.size_bytes)
@@ -111,10 +112,14 @@ def test_on_s3_the_field_s_own_tools_read_the_shards(kinetics: Annotations, s3_u
         assert json.loads(sample["json"])["class"] == read_manifest(url).classes[row.label]
 
     reasons = [description.failures_by_reason for description in describe(url)[1]]
-    assert {reason: sum(each.get(reason, 0) for each in reasons) for reason in ("missing", "empty", "unreadable")} == {
+    assert {
+        reason: sum(each.get(reason, 0) for each in reasons)
+        for reason in ("missing", "empty", "unreadable", "cut short")
+    } == {
         "missing": 1,
         "empty": 1,
-        "unreadable": 2,
+        "unreadable": 1,
+        "cut short": 1,
     }
 
 
@@ -134,5 +139,47 @@ def test_webm_clips_of_something_something(tmp_path: Path, make_clip: Callable[.
     result = build_dataset(url, read_ssv2(labels, videos), SETTINGS, num_workers=0)
     assert verify(url) == []
     assert result.manifest.classes == list(classes)
-    assert read_index(url, "train").label.tolist() == [1, 1, 1]
+    assert read_index(url, "train").column("label").tolist() == [1, 1, 1]
     assert [line.failures_by_reason for line in describe(url)[1]] == [{}, {"cut short": 1}]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_local")
+def test_archives_read_in_place_give_the_clips_of_the_unpacked_folder(
+    tmp_path: Path, s3_url: str, make_clip: Callable[..., Path]
+) -> None:
+    ids = [f"a_{number:09d}" for number in range(9)]
+    videos, packed = tmp_path / "videos", tmp_path / "packed" / "train"
+    packed.mkdir(parents=True)
+    for number, video_id in enumerate(ids):
+        make_clip(videos / f"{video_id}_000000_000010.mp4", num_frames=8, seed=number)
+    # As the mirror has them: gzipped parts, one of them a plain tar under that name, and a set of replacements.
+    for part, mode in enumerate(("w:gz", "w", "w:gz")):
+        with tarfile.open(packed / f"part_{part}.tar.gz", mode) as tar:
+            for video_id in ids[3 * part : 3 * part + 3]:
+                name = f"{video_id}_000000_000010.mp4"
+                content_or_not = b"broken" if video_id == ids[4] else (videos / name).read_bytes()
+                (tmp_path / "member").write_bytes(content_or_not)
+                tar.add(tmp_path / "member", name)
+                tar.add(tmp_path / "member", f"._{name}")
+    with tarfile.open(tmp_path / "packed" / "replacement_for_corrupted_k400.tgz", "w:gz") as tar:
+        name = f"{ids[4]}_000000_000010.mp4"
+        tar.add(videos / name, f"replacement_for_corrupted_k400/{name}")
+    rows = "\n".join(f"jogging,{video_id},0,10,train" for video_id in ids)
+    (tmp_path / "train.csv").write_text(f"label,youtube_id,time_start,time_end,split\n{rows}\n")
+
+    url = f"{s3_url}/packed"
+    before = sorted(path for path in tmp_path.rglob("*"))
+    found = read_kinetics(tmp_path, tmp_path / "packed", splits=("train",), scans=url)
+    assert any(key.startswith("scan-") for key in open_store(url).list())
+    result = build_dataset(url, found, SETTINGS, samples_per_shard=3, num_workers=2)
+    assert sorted(path for path in tmp_path.rglob("*")) == before, "nothing is unpacked"
+    assert (result.manifest.splits["train"].samples, result.manifest.splits["train"].replaced) == (9, 1)
+    assert verify(url, decode_all=True) == []
+    assert not any(key.startswith("scan-") for key in open_store(url).list())
+
+    plain = str(tmp_path / "plain")
+    build_dataset(plain, read_kinetics(tmp_path, videos, splits=("train",)), SETTINGS, num_workers=0)
+    clips = [read_index(each, "train").columns(["key", "sha256"]) for each in (url, plain)]
+    packed_clips, plain_clips = (dict(zip(each["key"], each["sha256"], strict=True)) for each in clips)
+    assert packed_clips == plain_clips

@@ -12,14 +12,14 @@ from vast.data.loader import EvalLoader, TrainLoader
 from vast.dataset_format import (
     Manifest,
     SampleRow,
-    ShardWriter,
     SplitInfo,
     classes_digest,
     dataset_digest,
-    write_index,
     write_manifest,
 )
 from vast.errors import StoreError
+from vast.sample_index import write_index
+from vast.shard_writer import ShardWriter
 from vast.storage import join_url, open_store
 
 NUM_SAMPLES = 6
@@ -59,7 +59,6 @@ def build(folder: Path, make_clip: Callable[..., Path]) -> None:
     )
     manifest = Manifest(
         name="tiny",
-        created="2024-01-01T00:00:00Z",
         classes=["a", "b"],
         classes_digest=classes_digest(["a", "b"]),
         splits={"train": split},

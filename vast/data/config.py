@@ -24,6 +24,8 @@ class DataConfig(BaseModel):
     """Split that is trained on."""
     eval_split: str = Field(default="val", min_length=1)
     """Split that is evaluated."""
+    allow_leaks: bool = False
+    """Train although source videos of the training split are in the evaluation split too."""
 
     num_frames: int = Field(default=16, ge=1, le=1024)
     """Frames of a clip."""

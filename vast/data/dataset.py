@@ -2,8 +2,9 @@
 
 import hashlib
 
-from vast.dataset_format import SampleRow, read_index, read_manifest
-from vast.errors import StoreError
+from vast.dataset_format import SampleRow, read_manifest
+from vast.errors import StoreError, UserError
+from vast.sample_index import read_index
 from vast.storage import open_store
 
 
@@ -45,13 +46,17 @@ class ShardDataset:
     """One split of a shard data set; sample i is row i of its index. It may be pickled.
 
     Raises:
-        UserError: There is no such data set or split.
+        UserError: There is no such data set or split, or it holds images.
     """
 
     def __init__(self, url: str, split: str) -> None:
         self.url = url
         self.split = split
         self.manifest = read_manifest(url)
+        if self.manifest.media != "video":
+            raise UserError(
+                f"{url} holds {self.manifest.media}s; training and evaluation read videos: give a data set of clips"
+            )
         self.index = read_index(url, split)
         self.source = SampleSource(url)
 

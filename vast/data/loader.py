@@ -9,7 +9,7 @@ process that has the imports done, so later readers start in a fraction of a sec
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -23,6 +23,7 @@ from vast.data.dataset import ShardDataset
 from vast.data.order import micro_batches, rank_range, split_global_batch, step_content, steps_per_epoch
 from vast.data.reader import EvalBatch, EvalReader, Request, TrainBatch, TrainReader
 from vast.data.sampling import views
+from vast.dataset_format import SampleRow
 from vast.errors import DecodeError, UserError
 
 # A dead reader is looked for this often while waiting.
@@ -81,7 +82,7 @@ class TrainLoader:
         self._rank = rank
         self._num_ranks = num_ranks
         self._steps = range(start_step, stop_step)
-        unlabelled = int(np.count_nonzero(dataset.index.label < 0))
+        unlabelled = int(np.count_nonzero(dataset.index.column("label") < 0))
         if unlabelled:
             raise UserError(
                 f"data.train_split: {unlabelled} of {len(dataset)} samples in {dataset.split!r} of {dataset.url} have "
@@ -106,8 +107,7 @@ class TrainLoader:
         for step in self._steps:
             content = step_content(self._seed, step, self._global_batch, len(self._dataset))
             for samples in micro_batches(content.samples, self._rank, self._num_ranks, self.micro_batch):
-                rows = [(i, self._dataset.index.row(i)) for i in samples.tolist()]
-                yield Request(f"step {step}", rows, step, content.epoch)
+                yield Request(f"step {step}", _with_rows(self._dataset, samples.tolist()), step, content.epoch)
 
 
 class EvalLoader:
@@ -156,7 +156,12 @@ class EvalLoader:
     def _requests(self) -> Iterator[Request]:
         for start in range(0, len(self._samples), self._batch_size):
             samples = self._samples[start : start + self._batch_size]
-            yield Request(f"samples {samples[0]}..{samples[-1]}", [(i, self._dataset.index.row(i)) for i in samples])
+            yield Request(f"samples {samples[0]}..{samples[-1]}", _with_rows(self._dataset, samples))
+
+
+def _with_rows(dataset: ShardDataset, samples: Sequence[int]) -> list[tuple[int, SampleRow]]:
+    """Look a batch's samples up at once: parts of the index that are not in memory yet come together."""
+    return list(zip(samples, dataset.index.rows(samples), strict=True))
 
 
 class _Noted:

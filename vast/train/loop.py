@@ -168,7 +168,7 @@ class Run:
             autocast=self.autocast,
         )
         split = self.eval_manifest.splits[self.config.data.eval_split]
-        return score(predictions, self.eval_set.index.label, len(self.manifest.classes), split.records)
+        return score(predictions, self.eval_set.index.column("label"), len(self.manifest.classes), split.records)
 
     def _batches(self) -> Iterator[tuple[int, list[TrainBatch], float]]:
         config, place = self.config, self.place

@@ -13,14 +13,14 @@ from vast.data.config import DataConfig
 from vast.dataset_format import (
     Manifest,
     SampleRow,
-    ShardWriter,
     SplitInfo,
     classes_digest,
     dataset_digest,
     shard_name,
-    write_index,
     write_manifest,
 )
+from vast.sample_index import write_index
+from vast.shard_writer import ShardWriter
 
 CLASSES = [
     "Holding something",
@@ -109,7 +109,6 @@ def data_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     splits = {split: write_split(folder, split, counts) for split, counts in SHARDS.items()}
     manifest = Manifest(
         name="tiny",
-        created="2024-01-01T00:00:00Z",
         classes=CLASSES,
         classes_digest=classes_digest(CLASSES),
         splits=splits,

@@ -15,8 +15,8 @@ from vast.data.dataset import ShardDataset
 from vast.data.loader import EvalLoader, TrainLoader
 from vast.data.order import step_content
 from vast.data.reader import EvalBatch, TrainBatch
-from vast.dataset_format import write_index
 from vast.errors import DecodeError, StoreError, UserError
+from vast.sample_index import write_index
 
 GLOBAL_BATCH = 8
 NUM_STEPS = 5  # an epoch has 2
@@ -148,7 +148,7 @@ def test_a_mirrored_clip_has_its_mirrored_label(train_set: ShardDataset, config:
     twin = {0: 0, 1: 2, 2: 1, 3: 3}
     mirrored, swapped = 0, 0
     for step, (samples, clips, labels) in none.items():
-        assert labels.tolist() == train_set.index.label[samples].tolist()
+        assert labels.tolist() == train_set.index.column("label")[samples].tolist()
         for i, label in enumerate(labels.tolist()):
             flipped = torch.equal(plain[step][1][i], clips[i].flip(-1))
             assert flipped or torch.equal(plain[step][1][i], clips[i])
@@ -225,7 +225,7 @@ def test_an_index_that_claims_too_many_frames_is_a_decode_error(
     folder = tmp_path / "copy"
     shutil.copytree(data_url, folder)
     index = ShardDataset(data_url, "train").index
-    rows = [index.row(i) for i in range(len(index))]
+    rows = index.rows(range(len(index)))
     rows[4] = type(rows[4])(**{**vars(rows[4]), "num_frames": 4000})
     write_index(str(folder), "train", rows)
     with pytest.raises(DecodeError, match=r"train_004 in train-000000\.tar.*the video has frames 0\.\."):
@@ -241,7 +241,7 @@ def test_training_refuses_what_it_cannot_use(
         TrainLoader(train_set, config, seed=0, global_batch=8, num_ranks=3, stop_step=1)
     folder = tmp_path / "copy"
     shutil.copytree(data_url, folder)
-    rows = [train_set.index.row(i) for i in range(len(train_set))]
+    rows = train_set.index.rows(range(len(train_set)))
     rows[2] = type(rows[2])(**{**vars(rows[2]), "label": -1})
     write_index(str(folder), "train", rows)
     with pytest.raises(UserError, match=r"data\.train_split: 1 of 23 samples"):
@@ -258,7 +258,7 @@ def test_evaluation_sees_each_sample_exactly_once(eval_set: ShardDataset, config
         for batch in batches:
             assert batch.failed == []
             assert batch.clip_BVCTHW.shape == (len(batch.sample_B), 1, 3, 8, 64, 64)
-            assert batch.label_B.tolist() == eval_set.index.label[batch.sample_B.numpy()].tolist()
+            assert batch.label_B.tolist() == eval_set.index.column("label")[batch.sample_B.numpy()].tolist()
             seen += batch.sample_B.tolist()
     assert seen == list(range(7))
 

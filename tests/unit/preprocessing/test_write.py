@@ -5,8 +5,11 @@ from pathlib import Path
 
 from preprocessing.plan import ShardPlan
 from preprocessing.records import Record
+from preprocessing.sources import VideoFile
 from preprocessing.transcode import TranscodeSettings
-from preprocessing.write import ShardReport, write_shard
+from preprocessing.write import ShardJob, read_report, write_shard
+from vast.dataset_format import UNLABELLED
+from vast.storage import open_store
 
 
 def test_a_shard_holds_its_samples_in_order_and_the_report_the_rest(
@@ -17,21 +20,27 @@ def test_a_shard_holds_its_samples_in_order_and_the_report_the_rest(
         make_clip(videos / f"{number}.mp4", num_frames=6 + number)
     (videos / "2.mp4").write_bytes(b"not a video")
     make_clip(videos / "3.mp4", num_frames=36, fps=1)
-    records = [
-        Record("x_1", "train", "1", -1, str(videos / "1.mp4"), "1.mp4"),
-        Record("x_2", "train", "2", 0, str(videos / "2.mp4"), "2.mp4"),
-        Record("x_3", "train", "3", 0, str(videos / "3.mp4"), "3.mp4", 10, 20),
-        Record("x_0", "train", "0", 1, str(videos / "0.mp4"), "0.mp4", 10, 20),
-    ]
-    plan = ShardPlan("train", "train-000004.tar", tuple(records))
+    spans = {"1": (None, None), "2": (None, None), "3": (40, 50), "0": (10, 20)}
+    records = []
+    for number, (start_s, end_s) in spans.items():
+        path = videos / f"{number}.mp4"
+        label = {"1": UNLABELLED, "0": 1}.get(number, 0)
+        file = VideoFile(str(videos), path.name, path.stat().st_size)
+        records.append(Record(f"x_{number}", "train", number, label, file, start_s, end_s))
+    plan = ShardPlan("train", "train-000004.tar", tuple(records), "sha256:abc")
     out = tmp_path / "out"
-    report = write_shard(plan, str(out), "sha256:abc", ["a", "b"], TranscodeSettings(short_side=32))
+    seen: list[bool] = []
+    job = ShardJob(str(out), ("a", "b"), TranscodeSettings(short_side=32), tmp_path / "scratch")
+    report = write_shard(plan, job, seen.append)
 
-    assert [(failure.key, failure.reason) for failure in report.failures] == [
-        ("x_2", "unreadable"),
-        ("x_3", "not trimmed"),
+    assert seen == [True, False, False, True]
+    assert list((tmp_path / "scratch").iterdir()) == []
+    assert [(failure.key, failure.stage, failure.reason) for failure in report.failures] == [
+        ("x_2", "transcode", "unreadable"),
+        ("x_3", "transcode", "not trimmed"),
     ]
     assert report.info.samples == 2
+    assert report.describes(open_store(str(out)).stat("train-000004.tar"))
     with tarfile.open(out / "train-000004.tar") as tar:
         assert tar.getnames() == ["x_1.mp4", "x_1.json", "x_0.mp4", "x_0.json"]
         first, second = (json.load(tar.extractfile(name)) for name in ("x_1.json", "x_0.json"))  # type: ignore[arg-type]
@@ -43,5 +52,4 @@ def test_a_shard_holds_its_samples_in_order_and_the_report_the_rest(
         assert data[row.offset + 4 : row.offset + 8] == b"ftyp"
         assert row.shard == "train-000004.tar"
 
-    (saved,) = out.glob("unfinished-*.json")
-    assert ShardReport.from_json(saved.read_bytes()) == report
+    assert read_report(open_store(str(out)), plan) == report
