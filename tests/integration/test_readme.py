@@ -124,6 +124,9 @@ def test_every_vast_command(ray_local, s3_server, mlflow_server, tmp_path, monke
     assert "missing (head.weight, head.bias)" in said["finetune", "finetune_ssv2_vast_ti_8f"]
     evaluated = next(text for (verb, _), text in said.items() if verb == "evaluate")
     assert "8 of 11 records scored; 3 not in the shards (left out), 0 unreadable (counted wrong)" in evaluated
+    assert "no problems: every byte" in said["data", "verify"]
+    assert (tmp_path / "k400.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((tmp_path / "ssv2-clips").glob("*.mp4"))) == 16
     check_mlflow(MlflowClient(mlflow_server))
 
 
@@ -138,7 +141,16 @@ def check_mlflow(client):
         "evaluate": 1,
         "search": 1,
         "trial": 2,
+        "shard": 2,
     }
+    for run in by_kind["shard"]:
+        assert (
+            run.data.metrics["train/records"] == run.data.metrics["train/samples"] + run.data.metrics["train/failures"]
+        )
+        assert run.data.metrics["clips_per_s"] > 0
+        assert {"train_classes.png", "train_durations.png", "train_contact_sheet.png"} <= {
+            file.path for file in client.list_artifacts(run.info.run_id)
+        }
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in by_kind["trial"]} == {by_kind["search"][0].info.run_id}
     (train,) = by_kind["finetune"]
