@@ -284,7 +284,6 @@ def _synth(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _shard(args: argparse.Namespace, terminal: Terminal) -> None:
-    from pipelines.launch import connect
     from pipelines.shard import ShardRequest, shard
     from preprocessing.diagnosis import parse_limit
 
@@ -308,8 +307,7 @@ def _shard(args: argparse.Namespace, terminal: Terminal) -> None:
         scratch=_path(args.scratch),
         track=not args.no_tracking,
     )
-    connect(args.address)
-    shard(request, terminal)
+    shard(request, terminal, args.address)
 
 
 def _path(text: str | None) -> Path | None:

@@ -8,8 +8,9 @@ from tempfile import TemporaryDirectory
 
 from pipelines import plots, tracking
 from pipelines.config import absolute
+from pipelines.launch import connect
 from pipelines.terminal import Bar, Terminal
-from preprocessing.build import BuildResult, build_dataset
+from preprocessing.build import BuildResult, build_dataset, check_matches
 from preprocessing.describe import SplitDescription, describe
 from preprocessing.diagnosis import FailureLimit
 from preprocessing.imagenet import read_imagenet
@@ -126,8 +127,13 @@ def settings_of(request: ShardRequest, media: str) -> TranscodeSettings | ImageS
     return TranscodeSettings.model_validate({**profile.model_dump(), **changes})
 
 
-def shard(request: ShardRequest, terminal: Terminal) -> Manifest:
-    """Shard a data set on the connected Ray cluster, showing how far it is and what failed.
+def shard(request: ShardRequest, terminal: Terminal, address: str | None = None) -> Manifest:
+    """Shard a data set on a Ray cluster, showing how far it is and what failed.
+
+    Args:
+        request: What is asked for.
+        terminal: Where the story goes.
+        address: See `launch.connect`; nothing is started before the annotations have been read.
 
     Raises:
         UserError: See `read_annotations` and `build_dataset`.
@@ -137,6 +143,8 @@ def shard(request: ShardRequest, terminal: Terminal) -> Manifest:
         found = read_annotations(request, bar.set)
     for note in found.notes:
         terminal.say(f"  {note}")
+    check_matches(found, request.max_failures)
+    connect(address)
     out = absolute(request.out)
     with terminal.progress(f"encoding {found.name}", None) as bar:
         result = build_dataset(

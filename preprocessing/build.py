@@ -103,15 +103,13 @@ def build_dataset(
     if num_workers != 0:
         check_ray()
     settings = settings or TranscodeSettings()
-    if not annotations.records and annotations.failures:
-        raise UserError("\n  ".join([f"{annotations.name}: no record has a file", *diagnose(annotations)]))
+    check_matches(annotations, max_failures)
     plan = make_plan(annotations, settings, samples_per_shard=samples_per_shard, seed=seed)
     store = open_store(url)
     older = _older(url, store, plan, overwrite)
     if older is not None and older.plan_digest == plan.digest and not _leftovers(store):
         return BuildResult(older, was_complete=True)
     share = _Share(annotations, plan, max_failures)
-    share.check(tried=0, failed=0)
     with PrefixLock(store, f"vast shard {annotations.name}", on_wait=on_wait) as lock:
         store.sweep()
         older = _older(url, store, plan, overwrite)  # another build may have ended between the first look and the lock
@@ -137,6 +135,20 @@ def build_dataset(
         source_bytes=sum(record.file.size_bytes for shard in plan.shards for record in shard.records),
         seconds=seconds,
     )
+
+
+def check_matches(annotations: Annotations, max_failures: FailureLimit | None) -> None:
+    """Raise when so few records have a raw file that there is no point in beginning.
+
+    Raises:
+        UserError: None has one, or more than allowed have none; the message says what is probably wrong.
+    """
+    lost, total = len(annotations.failures), len(annotations.records) + len(annotations.failures)
+    if lost and not annotations.records:
+        raise UserError("\n  ".join([f"{annotations.name}: no record has a file", *diagnose(annotations)]))
+    if max_failures is not None and lost > (share := max_failures.share_of(total)) * total:
+        found = f"{lost} of {total} records have no usable file; --max-failures allows {share:.3%}"
+        raise UserError("\n  ".join([f"{annotations.name}: {found}", *diagnose(annotations)]))
 
 
 class _Build:

@@ -4,7 +4,7 @@ The output is an mp4 of constant rate, with closed and regular groups of picture
 no edit list, no sound. Profiles and their cost were measured: `veryfast` with `fastdecode` and a GOP of one second
 makes files that decode 16 to 21 times cheaper than a raw 720p clip.
 
-Raw files are read by ffmpeg alone, in order, in a process with limits (see `probe`). The decoder goes on after an error
+Raw files are read by ffmpeg alone, in order, in a process with limits (`ffmpeg.py`). The decoder goes on after an error
 to the end of the file, and the verdict is reached from counts and from the container's structure: ffmpeg's threads
 report in any order, and a failure must read the same in every run. Why a video ends as a `ClipError`:
 
@@ -101,7 +101,7 @@ def transcode(
         OSError: The scratch folder is full, or somebody else ended ffmpeg; not the video's fault.
     """
     with (
-        open_video(os.path.abspath(path)) as descriptor,
+        open_video(os.fspath(path)) as descriptor,
         tempfile.TemporaryDirectory(prefix="vast-clip-", dir=scratch) as folder,
     ):
         info = probe(descriptor, time_limit_s)

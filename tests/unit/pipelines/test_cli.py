@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipelines import cli
+from preprocessing.synth import synth_kinetics
+from preprocessing.transcode import PROFILES
 from vast.errors import StoreError, UserError
 
 
@@ -156,3 +158,32 @@ def test_nothing_at_a_url_is_a_mistake(capfd):
 def test_logs_land_under_the_current_folder(capfd):
     run(capfd, "recipes")
     assert len(list(Path(".vast/logs").glob("*-recipes-*.log"))) == 1
+
+
+def test_a_wrong_folder_of_videos_is_told_with_a_diagnosis_before_ray_starts(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr("ray.init", lambda *_, **__: pytest.fail("Ray was started"))
+    made = synth_kinetics(tmp_path / "raw", num_train=4, num_val=4, seed=0, num_workers=1)
+    other = tmp_path / "other" / "some_class"
+    other.mkdir(parents=True)
+    (other / "zzzzzzzzzzz_000000_000010.mp4").write_bytes(b"x")
+    words = ["--annotations", str(made.annotations), "--videos", str(other.parent), "--out", str(tmp_path / "out")]
+    code, _, err = run(capfd, "shard", "kinetics400", *words, "--max-failures", "5%")
+    assert code == 2
+    assert "no record has a file" in err
+    assert "14 of 14 records have no file; 0 names match" in err
+    assert "1 files are asked for by no record" in err
+    assert "Traceback" not in err
+
+
+def test_a_limit_that_is_none_is_a_mistake(capfd, tmp_path):
+    words = ["--videos", str(tmp_path), "--out", str(tmp_path / "out"), "--max-failures", "many"]
+    code, _, err = run(capfd, "shard", "folder", *words)
+    assert code == 2
+    assert "'many' is no limit of failures; expected a share as 5%" in err
+
+
+def test_the_profiles_offered_are_those_there_are():
+    words = ["shard", "ssv2", "--videos", "x", "--out", "y", "--profile"]
+    assert {cli.parse([*words, profile]).profile for profile in PROFILES} == set(PROFILES)
+    with pytest.raises(SystemExit):
+        cli.parse([*words, "another"])

@@ -1,4 +1,6 @@
+import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -7,7 +9,9 @@ from hypothesis import strategies as st
 
 from pipelines.config import merge, nested, parse_overrides, read_recipe, resolve, shipped_recipes
 from pipelines.tables import recipe_rows
+from vast.dataset_format import read_manifest, write_manifest
 from vast.errors import UserError
+from vast.sample_index import read_index, write_index
 from vast.train.config import TrainConfig
 
 
@@ -147,3 +151,25 @@ def test_the_same_config_has_the_same_run_name_and_another_never(ssv2_shards):
     one, same = resolve("demo_finetune_ssv2", words), resolve("demo_finetune_ssv2", words)
     other = resolve("demo_finetune_ssv2", [*words, "optim.lr=0.5"])
     assert one.run_name() == same.run_name() != other.run_name()
+
+
+def leaking(folder, ssv2_shards):
+    """A copy of the data set whose val split has two source videos of its train split."""
+    shutil.copytree(ssv2_shards, folder)
+    manifest = read_manifest(str(folder))
+    train, val = read_index(str(folder), "train"), read_index(str(folder), "val")
+    rows = val.rows(range(len(val)))
+    for i in (0, 3):
+        rows[i] = replace(rows[i], source_id=train.row(i).source_id)
+    digest = write_index(str(folder), "val", rows)
+    splits = {**manifest.splits, "val": manifest.splits["val"].model_copy(update={"index_sha256": digest})}
+    write_manifest(str(folder), manifest.model_copy(update={"splits": splits}))
+    return str(folder)
+
+
+def test_a_split_that_was_trained_on_is_not_scored_unless_that_is_wanted(ssv2_shards, tmp_path):
+    overrides = [f"data.url={leaking(tmp_path / 'leaking', ssv2_shards)}", "optim.global_batch=8"]
+    with pytest.raises(UserError, match=r"data\.eval_split: train and val share 2 sources.*data\.allow_leaks=true"):
+        resolve("demo_finetune_ssv2", overrides)
+    assert resolve("demo_finetune_ssv2", [*overrides, "data.allow_leaks=true"]).data.allow_leaks
+    resolve("demo_finetune_ssv2", [f"data.url={ssv2_shards}", "optim.global_batch=8"])
