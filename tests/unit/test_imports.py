@@ -106,5 +106,13 @@ def test_a_light_module_loads_no_heavy_library(module: str, absent: list[str]):
 
 
 def test_every_top_level_folder_says_what_lives_there():
-    for folder in (*PACKAGES, "infra", "tests"):
+    for folder in (*PACKAGES, "infra", "tests", "benchmarks"):
         assert (ROOT / folder / "README.md").is_file(), f"{folder}/README.md is missing"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_every_benchmark_says_what_it_measures_and_has_a_quick_form(path: Path):
+    assert f"`{path.name}`" in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    done = subprocess.run([sys.executable, str(path), "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "--quick" in done.stdout
