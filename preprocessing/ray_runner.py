@@ -7,7 +7,7 @@ from typing import Any
 
 from preprocessing.plan import ShardPlan
 from preprocessing.write import ShardJob, ShardReport, write_shard
-from vast.errors import StoreError, UserError
+from vast.errors import UserError
 
 OnTally = Callable[[int, int], None]
 """Called with the records tried in shards that are being written, and how many of those failed."""
@@ -45,8 +45,8 @@ def run_on_ray(
     import ray
 
     options = {"num_cpus": 1, "memory": TASK_MEMORY_BYTES, "scheduling_strategy": "SPREAD"}
-    # A lost node is Ray's to retry, a store that fails for longer than storage itself waits is retried as a whole.
-    task = ray.remote(max_retries=MAX_RETRIES, retry_exceptions=[StoreError], **options)(_write)
+    # Ray retries lost nodes; OSError is a full disk, or a store that fails for longer than storage itself waits.
+    task = ray.remote(max_retries=MAX_RETRIES, retry_exceptions=[OSError], **options)(_write)
     tally = ray.remote(num_cpus=0, max_restarts=-1)(_Tally).remote()
     waiting = iter(shards)
     running: dict[Any, str] = {}
