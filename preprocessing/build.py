@@ -19,7 +19,7 @@ from preprocessing.lock import LOCK_KEY, PrefixLock
 from preprocessing.plan import Plan, ShardPlan, make_plan
 from preprocessing.ray_runner import check_ray, run_on_ray
 from preprocessing.records import Annotations, Failure
-from preprocessing.sources import delete_scans
+from preprocessing.scans import SCANS, delete_scans
 from preprocessing.transcode import TranscodeSettings
 from preprocessing.write import REPORTS, Settings, ShardJob, ShardReport, read_report, report_key, write_shard
 from vast.dataset_format import (
@@ -240,8 +240,8 @@ def _older(url: str, store: Store, plan: Plan, overwrite: bool) -> Manifest | No
 
 
 def _leftovers(store: Store) -> bool:
-    """Tell whether a build was killed after its manifest and before it had tidied up."""
-    return store.exists(LOCK_KEY) or any(True for _ in store.list(REPORTS))
+    """Tell whether a build was killed after its manifest, or archives have been listed again since."""
+    return store.exists(LOCK_KEY) or any(True for prefix in (REPORTS, SCANS) for _ in store.list(prefix))
 
 
 def _tidy(url: str, store: Store) -> None:

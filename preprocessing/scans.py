@@ -33,6 +33,9 @@ from vast.storage import Store, join_url, open_store
 Progress = Callable[[int, int], None]
 """Called with (archives scanned, archives in all)."""
 
+SCANS = "scan-"
+"""Common beginning of the keys of all scans."""
+
 # Smaller ones are read sooner than the processes have started that would share the work.
 MIN_SHARED_BYTES = 256 << 20
 
@@ -87,7 +90,7 @@ def delete_scans(url: str) -> None:
         StoreError: The store failed.
     """
     store = open_store(url)
-    for key in list(store.list("scan-")):
+    for key in list(store.list(SCANS)):
         if _KEY.fullmatch(key):
             store.delete(key)
 

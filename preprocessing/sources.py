@@ -21,7 +21,7 @@ from preprocessing.archives import (
     set_of,
 )
 from preprocessing.members import ArchiveError, escape_name, reason_to_hide, unescape_name
-from preprocessing.scans import Progress, delete_scans, scan_archives
+from preprocessing.scans import Progress, scan_archives
 from vast.errors import StoreError, UserError
 
 __all__ = [
@@ -32,7 +32,6 @@ __all__ = [
     "SourceError",
     "Sources",
     "VideoFile",
-    "delete_scans",
     "list_sources",
     "local_file",
 ]
@@ -125,8 +124,8 @@ def list_sources(
         folder: The folder, or a single archive.
         suffixes: Of the files that count, in lower case.
         scans: URL of a store, a local folder or s3://, where lists and seek indexes of archives are kept and looked
-            for, so that the next call need not read the archives again; see `delete_scans`. On a cluster all nodes must
-            see it. None for a temporary folder of this process.
+            for, so that the next call need not read the archives again; see `scans.delete_scans`. On a cluster all nodes
+            must see it. None for a temporary folder of this process.
         on_progress: See `Progress`.
 
     Raises:

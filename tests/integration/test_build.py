@@ -178,6 +178,10 @@ def test_archives_read_in_place_give_the_clips_of_the_unpacked_folder(
     assert verify(url, decode_all=True) == []
     assert not any(key.startswith("scan-") for key in open_store(url).list())
 
+    again = read_kinetics(tmp_path, tmp_path / "packed", splits=("train",), scans=url)
+    assert build_dataset(url, again, SETTINGS, samples_per_shard=3, num_workers=2).was_complete
+    assert not any(key.startswith("scan-") for key in open_store(url).list()), "a look leaves nothing behind"
+
     plain = str(tmp_path / "plain")
     build_dataset(plain, read_kinetics(tmp_path, videos, splits=("train",)), SETTINGS, num_workers=0)
     clips = [read_index(each, "train").columns(["key", "sha256"]) for each in (url, plain)]

@@ -20,7 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from preprocessing import gzip_index, members, scans
-from preprocessing.sources import SourceError, Sources, VideoFile, delete_scans, list_sources, local_file
+from preprocessing.scans import delete_scans
+from preprocessing.sources import SourceError, Sources, VideoFile, list_sources, local_file
 from vast import storage
 from vast.errors import UserError
 from vast.storage import open_store
