@@ -124,8 +124,8 @@ def list_sources(
         folder: The folder, or a single archive.
         suffixes: Of the files that count, in lower case.
         scans: URL of a store, a local folder or s3://, where lists and seek indexes of archives are kept and looked
-            for, so that the next call need not read the archives again; see `scans.delete_scans`. On a cluster all nodes
-            must see it. None for a temporary folder of this process.
+            for, so that the next call need not read the archives again; see `scans.delete_scans`. On a cluster all
+            nodes must see it. None for a temporary folder of this process.
         on_progress: See `Progress`.
 
     Raises:
