@@ -8,75 +8,107 @@ and beta, and whether they see v or s, are our choice:
 
     alpha = sigmoid(MLP(mean of u over the tokens)), MLP: C -> C/4 -> C with GELU;   beta = DWConv(u);   u = v or s.
 
-Dimensions: B clips · T frames · H rows · W columns · C channels.
+`affine_shift` is the whole of it between the two projections. Its plain form is below; the faster ones are in
+`kernels`, and `kernels.operator.choose_path` says which one runs where.
+
+Dimensions: B clips · T frames (1 where a clip is pooled whole) · H rows · W columns · C channels.
 """
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vast.models.depthwise import DepthwiseConv
-from vast.models.shift import shift, shift_groups
+from vast.models.depthwise import DepthwiseConv, depthwise_conv
+from vast.models.kernels.mixing import AffineWeights, Mixing, wide_type
+from vast.models.kernels.operator import Path, choose_path, mix_tokens
+from vast.models.kernels.scale import scale_of
+from vast.models.shift import plain_shift, shift, shift_groups
 from vast.models.variants import ModelConfig
 
 _BOTTLENECK = 4
 
 
-class ChannelScale(nn.Module):
-    """The scale alpha of tokens x_BTHWC: [B, 1, 1, 1, C], or [B, T, 1, 1, C] when each frame is pooled by itself.
+def affine_shift(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing, path: Path | None = None) -> Tensor:
+    """The whole mixing operator, alpha * Shift(v) + DWConv(u); the shape stays.
 
-    Mean, MLP and sigmoid run in float32 under autocast and with half-precision weights: the mean of a clip adds up
-    thousands of tokens. The result is rounded once, to the type of the tokens that it scales.
+    Means, the MLP of the scale and alpha are computed in float32 at least (they sum up thousands of tokens), the rest
+    in the type of v, under autocast too. Differentiable once; the plain path any number of times.
+
+    Args:
+        v_BTHWC: projected tokens.
+        weights: learned values; without those of the scale alpha is 1, without a kernel there is no bias.
+        mixing: the switches.
+        path: an implementation instead of `choose_path`'s, for tests, measurements and second derivatives.
     """
+    path = path or choose_path(v_BTHWC, weights, mixing)
+    if weights.fc1_weight is None and weights.kernel is None:
+        move = plain_shift if path == "plain" else shift
+        return move(v_BTHWC, mixing.groups(v_BTHWC.shape[1]), mixing.border)
+    if path == "plain":
+        return plain_affine_shift(v_BTHWC, weights, mixing)
+    return mix_tokens(v_BTHWC, weights, mixing, path)
 
-    def __init__(self, dim: int, per_frame: bool) -> None:
+
+def plain_affine_shift(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing) -> Tensor:
+    """The formula in torch's own operations: can be exported, counted and differentiated twice."""
+    s_BTHWC = plain_shift(v_BTHWC, mixing.groups(v_BTHWC.shape[1]), mixing.border)
+    u_BTHWC = v_BTHWC if mixing.affine_input == "v" else s_BTHWC
+    z_BTHWC = s_BTHWC
+    if weights.fc1_weight is not None:
+        z_BTHWC = plain_scale(u_BTHWC, weights, mixing) * s_BTHWC
+    if weights.kernel is not None:
+        bias = None if weights.kernel_bias is None else weights.kernel_bias.to(v_BTHWC.dtype)
+        z_BTHWC = z_BTHWC + depthwise_conv(u_BTHWC, weights.kernel.to(v_BTHWC.dtype), bias)
+    return z_BTHWC
+
+
+def plain_scale(u_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing) -> Tensor:
+    """alpha_BTHWC of the tokens it is computed from, rounded once, to their type."""
+    pooled_BTHWC = u_BTHWC.mean(mixing.pool_axes, keepdim=True, dtype=wide_type(u_BTHWC))
+    device = u_BTHWC.device.type
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            return scale_of(pooled_BTHWC, weights).alpha_BTC.to(u_BTHWC.dtype)
+    # Without a context where there is no need: exporters stumble over it.
+    return scale_of(pooled_BTHWC, weights).alpha_BTC.to(u_BTHWC.dtype)
+
+
+class ChannelScale(nn.Module):
+    """The learned values of the scale: two linear layers around a bottleneck. `affine_shift` runs them."""
+
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.pool_axes = (2, 3) if per_frame else (1, 2, 3)
         self.fc1 = nn.Linear(dim, dim // _BOTTLENECK)
         self.fc2 = nn.Linear(dim // _BOTTLENECK, dim)
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
-        """The scale of each channel, in the type of the tokens."""
-        wide = torch.promote_types(x_BTHWC.dtype, torch.float32)
-        pooled_BTHWC = x_BTHWC.mean(self.pool_axes, keepdim=True, dtype=wide)
-        device = x_BTHWC.device.type  # "meta", on which costs are counted, knows no autocast
-        with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
-            hidden = F.gelu(F.linear(pooled_BTHWC, self.fc1.weight.to(wide), self.fc1.bias.to(wide)))
-            alpha_BTHWC = torch.sigmoid(F.linear(hidden, self.fc2.weight.to(wide), self.fc2.bias.to(wide)))
-        return alpha_BTHWC.to(x_BTHWC.dtype)
-
 
 class AffineShift(nn.Module):
-    """Shift, scale and bias of projected tokens, with the switches of `ModelConfig`; keeps the shape x_BTHWC."""
+    """Value projection, shift, scale and bias, output projection, with the switches of `ModelConfig`."""
 
     def __init__(self, dim: int, config: ModelConfig) -> None:
         super().__init__()
-        temporal = config.temporal_shift and not config.is_image_model
-        self.groups = shift_groups(dim, config.shift_fraction, temporal)
-        self.border = config.shift_border
-        self.affine_input = config.affine_input
+        groups = shift_groups(dim, config.shift_fraction, config.temporal_shift and not config.is_image_model)
+        self.mixing = Mixing(
+            group_width=groups[0].stop if groups else 0,
+            num_directions=len(groups),
+            border=config.shift_border,
+            affine_input=config.affine_input,
+            scale_pool=config.scale_pool,
+        )
         self.value = nn.Linear(dim, dim)
-        self.scale = ChannelScale(dim, per_frame=config.scale_pool == "frame") if config.scale else None
+        self.scale = ChannelScale(dim) if config.scale else None
         self.bias = DepthwiseConv(dim, temporal=config.bias_kernel == "3x3x3") if config.bias else None
         self.output = nn.Linear(dim, dim) if config.output_projection else None
 
     def forward(self, x_BTHWC: Tensor) -> Tensor:
         """Mix normed tokens; the caller adds the residual."""
-        v_BTHWC: Tensor = self.value(x_BTHWC)
-        s_BTHWC = shift(v_BTHWC, self.groups, self.border)
-        source_BTHWC = v_BTHWC if self.affine_input == "v" else s_BTHWC
-        y_BTHWC = s_BTHWC
-        if self.scale is not None and self.bias is not None:
-            # One pass over memory instead of two for the product and the sum.
-            y_BTHWC = torch.addcmul(self.bias(source_BTHWC), self.scale(source_BTHWC), s_BTHWC)
-        elif self.scale is not None:
-            y_BTHWC = self.scale(source_BTHWC) * s_BTHWC
-        elif self.bias is not None:
-            y_BTHWC = s_BTHWC + self.bias(source_BTHWC)
-        if self.output is not None:
-            y_BTHWC = self.output(y_BTHWC)
-        return y_BTHWC
+        y_BTHWC = affine_shift(self.value(x_BTHWC), self._weights(), self.mixing)
+        return y_BTHWC if self.output is None else self.output(y_BTHWC)
+
+    def _weights(self) -> AffineWeights:
+        scale, bias = self.scale, self.bias
+        return AffineWeights(
+            *((None,) * 4 if scale is None else (scale.fc1.weight, scale.fc1.bias, scale.fc2.weight, scale.fc2.bias)),
+            *((None,) * 2 if bias is None else (bias.weight, bias.bias)),
+        )

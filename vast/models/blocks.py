@@ -1,4 +1,4 @@
-"""The pre-norm block around the Affine-Shift mixer, and its parts.
+"""The pre-norm block around a token mixer, and its parts.
 
     x = x + DWConv(x)  (position encoding, if switched on);   x = x + mixer(LN(x));   x = x + MLP(LN(x))
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from vast.models.affine_shift import AffineShift
 from vast.models.embed import LAYER_NORM_EPS, PositionEncoding
+from vast.models.mixers import make_mixer
 from vast.models.variants import ModelConfig
 
 
@@ -53,13 +53,13 @@ class Branch(nn.Module):
 
 
 class Block(nn.Module):
-    """One residual unit: position encoding, mixer, MLP; keeps the shape x_BTHWC."""
+    """One residual unit: position encoding, mixer, MLP; keeps the shape x_BTHWC. `index` is its number in the stage."""
 
-    def __init__(self, dim: int, mlp_ratio: int, drop_path: float, config: ModelConfig) -> None:
+    def __init__(self, dim: int, mlp_ratio: int, drop_path: float, config: ModelConfig, index: int = 0) -> None:
         super().__init__()
         self.position = PositionEncoding(dim) if config.position_encoding else nn.Identity()
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.mixer = AffineShift(dim, config)
+        self.mixer = make_mixer(dim, config, index)
         self.branch1 = Branch(dim, config.layer_scale, drop_path)
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, dim * mlp_ratio)

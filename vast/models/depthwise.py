@@ -1,5 +1,8 @@
 """Depth-wise 3x3 and 3x3x3 convolution of tokens that lie channels-last, without a layout copy.
 
+The temporal kernel runs as three convolutions of frames whose results are added one frame apart: conv3d's own
+depth-wise backward is slow. Weights have torch's shapes, [C, 1, 3, 3] or [C, 1, 3, 3, 3].
+
 Dimensions: B clips · T frames · H rows · W columns · C channels.
 """
 
@@ -10,20 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def _conv_frames(x_BTHWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    B, T, H, W, C = x_BTHWC.shape
-    # Frames become the batch; the permuted view is what torch calls channels_last, so nothing is copied.
-    frames = x_BTHWC.reshape(B * T, H, W, C).permute(0, 3, 1, 2)
-    out = F.conv2d(frames, weight, bias, padding=1, groups=C)
-    return out.permute(0, 2, 3, 1).reshape(B, T, H, W, C)
-
-
 class DepthwiseConv(nn.Module):
-    """A zero-padded 3x3 (within frames) or 3x3x3 (over neighbouring frames too) depth-wise convolution of x_BTHWC.
-
-    The temporal kernel runs as three convolutions of frames whose results are added one frame apart: conv3d's own
-    depth-wise backward is slow. Weights have torch's shapes, [C, 1, 3, 3] or [C, 1, 3, 3, 3].
-    """
+    """A zero-padded 3x3 (within frames) or 3x3x3 (over neighbouring frames too) depth-wise convolution of x_BTHWC."""
 
     def __init__(self, dim: int, temporal: bool = False) -> None:
         super().__init__()
@@ -33,12 +24,76 @@ class DepthwiseConv(nn.Module):
 
     def forward(self, x_BTHWC: Tensor) -> Tensor:
         """Convolve each channel by itself; the shape stays."""
-        if not self.temporal:
-            return _conv_frames(x_BTHWC, self.weight, self.bias)
-        before, here, after = self.weight.unbind(2)
-        out_BTHWC = _conv_frames(x_BTHWC, here, self.bias)
-        if x_BTHWC.shape[1] == 1:
-            return out_BTHWC + 0.0 * (before.sum() + after.sum())  # one frame has no neighbours; keep their gradient: 0
-        from_before_BTHWC = F.pad(_conv_frames(x_BTHWC[:, :-1], before, None), (0, 0, 0, 0, 0, 0, 1, 0))
-        from_after_BTHWC = F.pad(_conv_frames(x_BTHWC[:, 1:], after, None), (0, 0, 0, 0, 0, 0, 0, 1))
-        return out_BTHWC + from_before_BTHWC + from_after_BTHWC
+        return depthwise_conv(x_BTHWC, self.weight, self.bias)
+
+
+def depthwise_conv(x_BTHWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve each channel by itself, zero-padded; the shape stays."""
+    if weight.ndim == 4:
+        return _conv_frames(x_BTHWC, weight, bias)
+    before, here, after = weight.unbind(2)
+    out_BTHWC = _conv_frames(x_BTHWC, here, bias)
+    if x_BTHWC.shape[1] == 1:
+        return out_BTHWC + 0.0 * (before.sum() + after.sum())  # one frame has no neighbours; keep their gradient: 0
+    from_before_BTHWC = F.pad(_conv_frames(x_BTHWC[:, :-1], before, None), (0, 0, 0, 0, 0, 0, 1, 0))
+    from_after_BTHWC = F.pad(_conv_frames(x_BTHWC[:, 1:], after, None), (0, 0, 0, 0, 0, 0, 0, 1))
+    return out_BTHWC + from_before_BTHWC + from_after_BTHWC
+
+
+def conv_in_place(x_BTHWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`depthwise_conv` for hand-written derivatives: unseen by autograd, sums in place."""
+    if weight.ndim == 4:
+        return _conv_frames(x_BTHWC, weight, bias)
+    before, here, after = weight.unbind(2)
+    out_BTHWC = _conv_frames(x_BTHWC, here, bias)
+    if x_BTHWC.shape[1] > 1:
+        out_BTHWC[:, 1:] += _conv_frames(x_BTHWC[:, :-1], before, None)
+        out_BTHWC[:, :-1] += _conv_frames(x_BTHWC[:, 1:], after, None)
+    return out_BTHWC
+
+
+def conv_grads(x_BTHWC: Tensor, grad_BTHWC: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of input, weight and bias, from the input and the output's gradient."""
+    if weight.ndim == 4:
+        d_x, d_weight, d_bias = _frame_grads(x_BTHWC, grad_BTHWC, weight, input_too=True)
+        return d_x.permute(0, 2, 3, 1).reshape(x_BTHWC.shape), d_weight, d_bias
+    return conv_in_place(grad_BTHWC, flipped(weight, 3), None), *conv_weight_grads(x_BTHWC, grad_BTHWC, weight)
+
+
+def conv_weight_grads(x_BTHWC: Tensor, grad_BTHWC: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of weight and bias alone."""
+    if weight.ndim == 4:
+        return _frame_grads(x_BTHWC, grad_BTHWC, weight)[1:]
+    _, here, bias = _frame_grads(x_BTHWC, grad_BTHWC, weight[:, :, 1])
+    if x_BTHWC.shape[1] == 1:
+        before = after = torch.zeros_like(here)
+    else:
+        _, before, _ = _frame_grads(x_BTHWC[:, :-1], grad_BTHWC[:, 1:], weight[:, :, 0])
+        _, after, _ = _frame_grads(x_BTHWC[:, 1:], grad_BTHWC[:, :-1], weight[:, :, 2])
+    return torch.stack((before, here, after), dim=2), bias
+
+
+def flipped(weight: Tensor, num_axes: int) -> Tensor:
+    """Kernels reversed along their last axes: these take the output's gradient to the input's, by a convolution."""
+    return weight.flip(tuple(range(-num_axes, 0)))
+
+
+def _conv_frames(x_BTHWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    B, T, H, W, C = x_BTHWC.shape
+    out = F.conv2d(_frames(x_BTHWC), weight, bias, padding=1, groups=C)
+    return out.permute(0, 2, 3, 1).reshape(B, T, H, W, C)
+
+
+def _frame_grads(
+    x_BTHWC: Tensor, grad_BTHWC: Tensor, weight: Tensor, input_too: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    d_x, d_weight, d_bias = torch.ops.aten.convolution_backward(
+        *(_frames(grad_BTHWC), _frames(x_BTHWC), weight, [weight.shape[0]], [1, 1], [1, 1], [1, 1]),
+        *(False, [0, 0], weight.shape[0], [input_too, True, True]),
+    )
+    return d_x, d_weight, d_bias
+
+
+def _frames(x_BTHWC: Tensor) -> Tensor:
+    # Frames become the batch; the permuted view is what torch calls channels_last, so nothing is copied.
+    return x_BTHWC.reshape(-1, *x_BTHWC.shape[2:]).permute(0, 3, 1, 2)

@@ -46,7 +46,9 @@ def load_weights(model: Vast, state_dict: Mapping[str, Tensor]) -> LoadReport:
         UserError: when a shape differs anywhere else, or when no name matches; the model is then left as it was.
     """
     own = model.state_dict()
-    head_differs = any(name in state_dict and state_dict[name].shape != own[name].shape for name in _HEAD)
+    head_differs = any(
+        name in own and name in state_dict and state_dict[name].shape != own[name].shape for name in _HEAD
+    )
     reinitialised = _HEAD if head_differs else ()
     loaded = tuple(name for name in own if name in state_dict and name not in reinitialised)
     wrong = [

@@ -13,6 +13,7 @@ Dimensions: B clips · T frames · H rows · W columns · C channels.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -32,8 +33,8 @@ class ShiftGroup(NamedTuple):
     offset: int
 
 
-_T_AXIS, _H_AXIS, _W_AXIS = 1, 2, 3
-_DIRECTIONS = ((_H_AXIS, 1), (_H_AXIS, -1), (_W_AXIS, 1), (_W_AXIS, -1), (_T_AXIS, 1), (_T_AXIS, -1))
+T_AXIS, _H_AXIS, _W_AXIS = 1, 2, 3
+_DIRECTIONS = ((_H_AXIS, 1), (_H_AXIS, -1), (_W_AXIS, 1), (_W_AXIS, -1), (T_AXIS, 1), (T_AXIS, -1))
 _VECTOR_CHANNELS = 8  # a group of whole 16-byte vectors in bfloat16
 
 
@@ -56,66 +57,107 @@ def shift_groups(num_channels: int, fraction: float, temporal: bool) -> tuple[Sh
             f"model.shift_fraction={fraction} moves {len(directions)} groups of {width} channels, but the stage has "
             f"only {num_channels}; use at most 1/{len(directions)}"
         )
-    if width == 0:
-        return ()
-    return tuple(ShiftGroup(i * width, (i + 1) * width, axis, step) for i, (axis, step) in enumerate(directions))
+    return regular_groups(width, len(directions))
 
 
-class _Shift(torch.autograd.Function):
-    """One slice copy a group, forward and backward: 2 memory passes each, the floor.
+@lru_cache
+def regular_groups(width: int, num_directions: int) -> tuple[ShiftGroup, ...]:
+    """Groups of so many channels in the first directions of the fixed order."""
+    return tuple(
+        ShiftGroup(i * width, (i + 1) * width, axis, step)
+        for i, (axis, step) in enumerate(_DIRECTIONS[:num_directions])
+        if width
+    )
 
-    Autograd through indexed slices would write a full-size zero tensor a group and add them up: 27 passes.
+
+@lru_cache
+def moving_groups(groups: tuple[ShiftGroup, ...], num_frames: int) -> tuple[ShiftGroup, ...]:
+    """The groups that move in a clip of so many frames: in a single frame the temporal ones stay.
+
+    Zero-filled, they would lose a quarter of the channels.
     """
-
-    @staticmethod
-    def forward(ctx: Any, x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border) -> Tensor:
-        ctx.groups, ctx.border = groups, border
-        out_BTHWC = x_BTHWC.new_empty(x_BTHWC.shape)
-        for start, stop, axis, offset in groups:
-            source, target = x_BTHWC[..., start:stop], out_BTHWC[..., start:stop]
-            last = source.shape[axis] - 1
-            target.narrow(axis, max(offset, 0), last).copy_(source.narrow(axis, max(-offset, 0), last))
-            edge = 0 if offset > 0 else last  # the plane that nothing moves into
-            if border == "zero":
-                target.select(axis, edge).zero_()
-            else:
-                target.select(axis, edge).copy_(source.select(axis, edge))
-        _copy_rest(out_BTHWC, x_BTHWC, groups)
-        return out_BTHWC
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_BTHWC: Tensor) -> tuple[Tensor, None, None]:
-        out_BTHWC = grad_BTHWC.new_empty(grad_BTHWC.shape)
-        for start, stop, axis, offset in ctx.groups:
-            source, target = grad_BTHWC[..., start:stop], out_BTHWC[..., start:stop]
-            last = source.shape[axis] - 1
-            target.narrow(axis, max(-offset, 0), last).copy_(source.narrow(axis, max(offset, 0), last))
-            target.select(axis, last if offset > 0 else 0).zero_()  # the plane that was pushed out
-            if ctx.border == "replicate":
-                edge = 0 if offset > 0 else last  # this plane was also copied onto itself
-                target.select(axis, edge).add_(source.select(axis, edge))
-        _copy_rest(out_BTHWC, grad_BTHWC, ctx.groups)
-        return out_BTHWC, None, None
-
-
-def _copy_rest(out_BTHWC: Tensor, x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...]) -> None:
-    rest = groups[-1].stop
-    out_BTHWC[..., rest:].copy_(x_BTHWC[..., rest:])
+    return groups if num_frames > 1 else tuple(group for group in groups if group.axis != T_AXIS)
 
 
 def shift(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border = "zero") -> Tensor:
     """Move each group by one token; the other channels stay. Differentiable once.
-
-    With a single frame the temporal groups stay too: zero-filled, they would lose a quarter of the channels.
 
     Args:
         x_BTHWC: tokens.
         groups: from `shift_groups`: adjacent, starting at channel 0.
         border: what moves in at the edge, zeros or a copy of the outermost token.
     """
-    if x_BTHWC.shape[_T_AXIS] == 1:
-        groups = tuple(group for group in groups if group.axis != _T_AXIS)
+    groups = moving_groups(groups, x_BTHWC.shape[T_AXIS])
     if not groups:
         return x_BTHWC
+    if torch.compiler.is_compiling():  # in-place slice copies compile to code 50 times slower than themselves
+        return plain_shift(x_BTHWC, groups, border)
     return cast(Tensor, _Shift.apply(x_BTHWC, groups, border))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+def plain_shift(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border = "zero") -> Tensor:
+    """The same of torch's own operations, so that it can be exported and differentiated twice; about twice as slow."""
+    groups = moving_groups(groups, x_BTHWC.shape[T_AXIS])
+    if not groups:
+        return x_BTHWC
+    # One split: autograd adds up a full-size tensor of zeros for each piece that is cut out by itself.
+    widths = [*(g.stop - g.start for g in groups), x_BTHWC.shape[-1] - groups[-1].stop]
+    *moving, rest = torch.split(x_BTHWC, widths, dim=-1)
+    moved = []
+    for piece, (_, _, axis, offset) in zip(moving, groups, strict=True):
+        last = piece.shape[axis] - 1
+        edge = piece.narrow(axis, 0 if offset > 0 else last, 1)
+        edge = edge if border == "replicate" else torch.zeros_like(edge)
+        body = piece.narrow(axis, max(-offset, 0), last)
+        moved.append(torch.cat((edge, body) if offset > 0 else (body, edge), axis))
+    return torch.cat([*moved, rest], dim=-1)
+
+
+def copy_shifted(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border) -> Tensor:
+    """The shift itself, unseen by autograd, by one slice copy a group: 2 memory passes, the floor."""
+    out_BTHWC = x_BTHWC.new_empty(x_BTHWC.shape)
+    for start, stop, axis, offset in groups:
+        source, target = x_BTHWC[..., start:stop], out_BTHWC[..., start:stop]
+        last = source.shape[axis] - 1
+        target.narrow(axis, max(offset, 0), last).copy_(source.narrow(axis, max(-offset, 0), last))
+        edge = 0 if offset > 0 else last  # the plane that nothing moves into
+        if border == "zero":
+            target.select(axis, edge).zero_()
+        else:
+            target.select(axis, edge).copy_(source.select(axis, edge))
+    _copy_rest(out_BTHWC, x_BTHWC, groups)
+    return out_BTHWC
+
+
+def copy_unshifted(grad_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border) -> Tensor:
+    """The transpose of `copy_shifted`: from the gradient of its output to that of its input."""
+    out_BTHWC = grad_BTHWC.new_empty(grad_BTHWC.shape)
+    for start, stop, axis, offset in groups:
+        source, target = grad_BTHWC[..., start:stop], out_BTHWC[..., start:stop]
+        last = source.shape[axis] - 1
+        target.narrow(axis, max(-offset, 0), last).copy_(source.narrow(axis, max(offset, 0), last))
+        target.select(axis, last if offset > 0 else 0).zero_()  # the plane that was pushed out
+        if border == "replicate":
+            edge = 0 if offset > 0 else last  # this plane was also copied onto itself
+            target.select(axis, edge).add_(source.select(axis, edge))
+    _copy_rest(out_BTHWC, grad_BTHWC, groups)
+    return out_BTHWC
+
+
+def _copy_rest(out_BTHWC: Tensor, x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...]) -> None:
+    rest = groups[-1].stop if groups else 0
+    out_BTHWC[..., rest:].copy_(x_BTHWC[..., rest:])
+
+
+class _Shift(torch.autograd.Function):
+    """Slice copies forward and backward. Autograd through indexed slices would take 27 memory passes backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border) -> Tensor:
+        ctx.groups, ctx.border = groups, border
+        return copy_shifted(x_BTHWC, groups, border)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_BTHWC: Tensor) -> tuple[Tensor, None, None]:
+        return copy_unshifted(grad_BTHWC, ctx.groups, ctx.border), None, None

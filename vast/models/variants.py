@@ -56,6 +56,17 @@ def _find_size(name: str) -> Size:
     return SIZES[name]
 
 
+_SWITCHES_OF = {
+    "window_size": ("window_attention",),
+    "shift_fraction": ("affine_shift", "tsm"),
+    **dict.fromkeys(
+        ("temporal_shift", "shift_border", "scale", "scale_pool", "bias", "bias_kernel", "affine_input"),
+        ("affine_shift",),
+    ),
+}
+"""Fields that only some mixers read; elsewhere a value of one's own would silently do nothing."""
+
+
 class ModelConfig(BaseModel):
     """A size and the switches of the Affine-Shift block. Every default is our choice, not the paper's."""
 
@@ -63,6 +74,12 @@ class ModelConfig(BaseModel):
 
     name: str
     """Size, a key of the model table: ast_* for images, vast_* for clips."""
+    mixer: Literal[
+        "affine_shift", "joint_attention", "divided_attention", "window_attention", "tsm", "pooling", "conv3d"
+    ] = "affine_shift"
+    """What mixes tokens in each block: ours, or a peer's mixer in the same skeleton, to compare them."""
+    window_size: tuple[int, int, int] = (8, 7, 7)
+    """Frames, rows and columns of tokens in a window of window_attention."""
     temporal_shift: bool = True
     """Whether two channel groups move along time. Without it (and with a 1x3x3 bias) frames are an unordered bag."""
     shift_fraction: float = Field(default=0.125, ge=0.0, le=0.25)
@@ -110,9 +127,32 @@ class ModelConfig(BaseModel):
         _find_size(name)
         return name
 
+    @field_validator("window_size")
+    @classmethod
+    def _window_is_positive(cls, window_size: tuple[int, int, int]) -> tuple[int, int, int]:
+        if min(window_size) < 1:
+            raise ValueError("each side of the window must be at least 1")
+        return window_size
+
+    @model_validator(mode="after")
+    def _switches_have_an_effect(self) -> Self:
+        idle = [
+            f"model.{name}={getattr(self, name)}"
+            for name, mixers in _SWITCHES_OF.items()
+            if self.mixer not in mixers and getattr(self, name) != type(self).model_fields[name].default
+        ]
+        if idle:
+            raise ValueError(f"no effect with model.mixer={self.mixer}, so remove it: {', '.join(idle)}")
+        return self
+
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
-        if self.temporal_shift and not self.is_image_model and self.shift_fraction > 1 / 6:
+        if (
+            self.mixer == "affine_shift"
+            and self.temporal_shift
+            and not self.is_image_model
+            and self.shift_fraction > 1 / 6
+        ):
             raise ValueError(
                 f"model.shift_fraction is {self.shift_fraction}, but six directions share the channels, so it must be "
                 "at most 1/6 (0.1666); lower it, or set model.temporal_shift=false (then at most 0.25)"

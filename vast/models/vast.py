@@ -19,6 +19,7 @@ from vast.errors import UserError
 from vast.models.blocks import Block
 from vast.models.depthwise import DepthwiseConv
 from vast.models.embed import LAYER_NORM_EPS, PatchEmbed, PositionEncoding
+from vast.models.kernels.mixing import wide_type
 from vast.models.variants import ModelConfig
 
 _IMAGE_CHANNELS = 3
@@ -75,23 +76,24 @@ class Vast(nn.Module):
         super().__init__()
         size = config.size
         self.config = config
-        self.num_classes = num_classes
         num_blocks = sum(size.depths)
         rates = iter([config.drop_path * i / max(num_blocks - 1, 1) for i in range(num_blocks)])
         in_dims = (_IMAGE_CHANNELS, *size.dims[:-1])
         self.stages = nn.ModuleList(
             Stage(
                 PatchEmbed(in_dim, dim, size.patch_size if i == 0 else 2),
-                [Block(dim, size.mlp_ratio, next(rates), config) for _ in range(depth)],
+                [Block(dim, size.mlp_ratio, next(rates), config, index) for index in range(depth)],
                 config.recompute,
             )
             for i, (in_dim, dim, depth) in enumerate(zip(in_dims, size.dims, size.depths, strict=True))
         )
         self.norm = nn.LayerNorm(size.dims[-1], eps=LAYER_NORM_EPS)
         self.head_dropout = nn.Dropout(config.head_dropout)
-        self.head = nn.Linear(size.dims[-1], num_classes)
+        self.num_classes = num_classes
+        self.head: nn.Module = nn.Linear(size.dims[-1], num_classes) if num_classes > 0 else nn.Identity()
         self.apply(init_weights)
-        _init_small(self.head)
+        if isinstance(self.head, nn.Linear):
+            _init_small(self.head)
         for module in self.modules():
             if isinstance(module, PositionEncoding):
                 _init_small(module.conv)
@@ -117,23 +119,27 @@ class Vast(nn.Module):
 
     def forward_head(self, x_BTHWC: Tensor, pre_logits: bool = False) -> Tensor:
         """Average of all tokens, pooled_BC, and from it logits_BK unless `pre_logits`."""
-        wide = torch.promote_types(x_BTHWC.dtype, torch.float32)
-        pooled_BC = x_BTHWC.mean((1, 2, 3), dtype=wide).to(x_BTHWC.dtype)
+        pooled_BC = x_BTHWC.mean((1, 2, 3), dtype=wide_type(x_BTHWC)).to(x_BTHWC.dtype)
         if pre_logits:
             return pooled_BC
         logits_BK: Tensor = self.head(self.head_dropout(pooled_BC))
         return logits_BK
 
-    def get_classifier(self) -> nn.Linear:
+    def get_classifier(self) -> nn.Module:
         """The last linear layer."""
         return self.head
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Replace the classifier by a fresh one of `num_classes`, on the same device and of the same type."""
-        weight = self.head.weight
+        """Replace the classifier by a fresh one, on the same device and of the same type.
+
+        With `num_classes` 0 the model ends in the pooled features.
+        """
         self.num_classes = num_classes
-        self.head = nn.Linear(weight.shape[1], num_classes, device=weight.device, dtype=weight.dtype)
-        _init_small(self.head)
+        self.head = nn.Identity()
+        if num_classes > 0:
+            like = self.norm.weight
+            self.head = head = nn.Linear(len(like), num_classes, device=like.device, dtype=like.dtype)
+            _init_small(head)
 
     def set_recompute(self, enabled: bool) -> None:
         """Whether blocks are recomputed in the backward pass instead of kept."""

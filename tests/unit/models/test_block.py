@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from vast.models.affine_shift import affine_shift
 from vast.models.blocks import Block, Branch
+from vast.models.kernels.mixing import AffineWeights
 from vast.models.variants import ModelConfig
 
 SWITCHES = [
@@ -133,19 +135,19 @@ def test_one_frame_leaves_the_temporal_groups_in_place():
     assert torch.equal(video(x), image(x))
 
 
-def test_scale_is_computed_in_float32_under_autocast():
+@pytest.mark.parametrize("path", ["plain", "eager", "folded"])
+def test_scale_is_computed_in_float32_under_autocast(path):
     block, _ = make_block()
-    seen = {}
-    block.mixer.scale.fc1.weight.register_hook(lambda grad: seen.update(dtype=grad.dtype))
+    mixer = block.mixer
+    weights = mixer._weights()._replace(kernel=torch.zeros(24, 1, 3, 3), kernel_bias=torch.zeros(24))
+    mixing = mixer.mixing._replace(group_width=0)
     # 4096 equal values: a bfloat16 running sum would stop growing long before the end.
     v = torch.full((1, 16, 16, 16, 24), 1.01, dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        alpha = block.mixer.scale(v)
-    exact = block.double().mixer.scale(v.double())
-    torch.testing.assert_close(alpha.double(), exact, rtol=4e-3, atol=0)
-    alpha.float().sum().backward()
-    assert alpha.dtype == torch.bfloat16
-    assert seen["dtype"] == torch.float32
+        alpha_v = affine_shift(v, weights, mixing, path)
+    exact = affine_shift(v.double(), AffineWeights(*(w.double() for w in weights)), mixing, "plain")
+    torch.testing.assert_close(alpha_v.double(), exact, rtol=8e-3, atol=0)
+    assert alpha_v.dtype == torch.bfloat16
 
 
 def test_bfloat16_autocast_block_is_close():

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vast.errors import UserError
-from vast.models.shift import ShiftGroup, group_width, shift, shift_groups
+from vast.models.shift import (
+    ShiftGroup,
+    copy_shifted,
+    copy_unshifted,
+    group_width,
+    moving_groups,
+    plain_shift,
+    shift,
+    shift_groups,
+)
 
 
 def literal_shift(x: Tensor, width: int, num_directions: int, border: str) -> Tensor:
@@ -38,7 +47,9 @@ def literal_shift(x: Tensor, width: int, num_directions: int, border: str) -> Te
 def test_equals_the_literal_loop(shape, num_directions, width, border):
     x = torch.arange(1.0, 1.0 + torch.Size(shape).numel()).reshape(shape)
     groups = shift_groups(shape[-1], width / shape[-1], temporal=num_directions == 6)
-    assert torch.equal(shift(x, groups, border), literal_shift(x, width, num_directions, border))
+    wanted = literal_shift(x, width, num_directions, border)
+    assert torch.equal(shift(x, groups, border), wanted)
+    assert torch.equal(plain_shift(x, groups, border), wanted)
 
 
 @pytest.mark.parametrize("border", ["zero", "replicate"])
@@ -48,6 +59,30 @@ def test_backward_is_the_gradient(shape, border):
     groups = shift_groups(shape[-1], 1 / 6, temporal=True)
     assert groups
     assert torch.autograd.gradcheck(lambda x: shift(x, groups, border), (x,))
+    assert torch.autograd.gradgradcheck(lambda x: plain_shift(x, groups, border), (x,))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1, 8), (2, 3, 2, 1, 13), (1, 2, 3, 2, 12), (2, 4, 5, 3, 14)])
+def test_backward_is_the_inverse_with_zeros_where_the_border_was_lost(shape):
+    x = torch.arange(1.0, 1.0 + torch.Size(shape).numel()).reshape(shape)
+    groups = moving_groups(shift_groups(shape[-1], 1 / 6, temporal=True), shape[1])
+    back = copy_unshifted(copy_shifted(x, groups, "zero"), groups, "zero")
+    wanted = x.clone()
+    for start, stop, axis, offset in groups:
+        wanted[..., start:stop].select(axis, shape[axis] - 1 if offset > 0 else 0).zero_()
+    assert torch.equal(back, wanted)
+
+
+@pytest.mark.parametrize("border", ["zero", "replicate"])
+def test_border_planes(border):
+    x = torch.randn(2, 3, 4, 5, 12)
+    y = shift(x, shift_groups(12, 1 / 6, temporal=True), border)
+    for number, (axis, first) in enumerate([(2, True), (2, False), (3, True), (3, False), (1, True), (1, False)]):
+        mine, theirs = (z[..., 2 * number : 2 * number + 2].movedim(axis, 0) for z in (y, x))
+        entered, inner = (mine[0], mine[1:]) if first else (mine[-1], mine[:-1])
+        nearest = theirs[0] if first else theirs[-1]
+        assert torch.equal(entered, nearest if border == "replicate" else torch.zeros_like(nearest))
+        assert torch.equal(inner, theirs[:-1] if first else theirs[1:])
 
 
 def test_input_may_be_strided_and_gradient_expanded():

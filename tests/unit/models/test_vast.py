@@ -1,15 +1,21 @@
 """The contract that every registered model keeps, and which paths connect frames."""
 
+import copy
+import hashlib
+import json
 import re
+from itertools import product
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
 import vast.models
 from vast.errors import UserError
-from vast.models import SIZES, create_model
+from vast.models import SIZES, ModelConfig, create_model
 
+MIXERS = get_args(ModelConfig.model_fields["mixer"].annotation)
 IMAGE_MODELS = [name for name in SIZES if name.startswith("ast_")]
 VIDEO_MODELS = [name for name in SIZES if name.startswith("vast_")]
 
@@ -21,10 +27,14 @@ def tiny_clip(name: str, num_clips: int = 2) -> torch.Tensor:
     return torch.randn(num_clips, 3, 1 if name in IMAGE_MODELS else 2, pixels, pixels, generator=generator)
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_every_model_has_its_shape_and_a_gradient_for_each_parameter(name):
+# With the peers' mixers the larger sizes are only deeper.
+@pytest.mark.parametrize(
+    ("name", "mixer"),
+    [*((name, "affine_shift") for name in SIZES), *product(("ast_micro", "vast_micro"), MIXERS[1:])],
+)
+def test_every_model_has_its_shape_and_a_gradient_for_each_parameter(name, mixer):
     with torch.device("meta"):
-        model = create_model(name, num_classes=5, recompute=True)
+        model = create_model(name, num_classes=5, recompute=True, mixer=mixer)
         logits = model(tiny_clip(name).to("meta"))
     assert logits.shape == (2, 5)
     logits.sum().backward()
@@ -32,10 +42,14 @@ def test_every_model_has_its_shape_and_a_gradient_for_each_parameter(name):
     assert not without, f"no gradient: {without}"
 
 
-@pytest.mark.parametrize("name", ["ast_micro", "vast_micro", "vast_ti"])  # s and b: deeper, not different
-def test_contract_of_models_that_compute(name):
+# s and b: deeper, not different
+COMPUTED = [("ast_micro", "affine_shift"), ("vast_ti", "affine_shift"), *(("vast_micro", mixer) for mixer in MIXERS)]
+
+
+@pytest.mark.parametrize(("name", "mixer"), COMPUTED)
+def test_contract_of_models_that_compute(name, mixer):
     torch.manual_seed(0)
-    model = create_model(name, num_classes=5).train()
+    model = create_model(name, num_classes=5, mixer=mixer).train()
     clip = tiny_clip(name)
 
     logits = model(clip)
@@ -62,6 +76,46 @@ def test_contract_of_models_that_compute(name):
     model.reset_classifier(7)
     assert model.num_classes == model.get_classifier().out_features == 7
     assert model(clip).shape == (2, 7)
+
+
+@pytest.mark.parametrize(("name", "mixer"), COMPUTED)
+def test_half_precision_is_finite_and_near(name, mixer):
+    torch.manual_seed(0)
+    model = create_model(name, num_classes=5, mixer=mixer).eval()
+    clip = tiny_clip(name)
+    with torch.no_grad():
+        exact = model.forward_features(clip)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rounded = {"autocast": model.forward_features(clip)}
+        for dtype in (torch.bfloat16, torch.float16):
+            half = copy.deepcopy(model).to(dtype)
+            rounded[str(dtype)] = half.forward_features(clip.to(dtype))
+            assert half(clip.to(dtype)).dtype == dtype
+    for kind, features in rounded.items():
+        assert features.isfinite().all(), kind
+        assert (features.float() - exact).norm() / exact.norm() < 0.05, kind
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 32, 96), (2, 3, 48, 16), (1, 5, 16, 16)], ids=str)
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_any_frames_rows_and_columns_that_the_pyramid_divides(mixer, shape):
+    model = create_model("vast_micro", 5, mixer=mixer).eval()
+    num_clips, num_frames, height, width = shape
+    with torch.no_grad():
+        features = model.forward_features(torch.randn(num_clips, 3, num_frames, height, width))
+    assert features.shape == (num_clips, num_frames, height // 16, width // 16, 96)
+    assert features.isfinite().all()
+
+
+def test_a_head_of_no_classes_passes_the_pooled_features_on():
+    model = create_model("vast_micro", 5).eval()
+    clip = tiny_clip("vast_micro")
+    with torch.no_grad():
+        pooled = model.forward_head(model.forward_features(clip), pre_logits=True)
+        model.reset_classifier(0)
+        assert torch.equal(model(clip), pooled)
+        model.reset_classifier(4)
+        assert model(clip).shape == (2, 4)
 
 
 def test_recompute_repeats_the_same_drop_path():
@@ -188,6 +242,26 @@ def test_parameter_names_are_pinned():
     assert len(names) == 3 * 4 + 6 * 22 + 4
 
 
+def state_dict_digests() -> dict[str, str]:
+    """A digest of the names and shapes of each model's parameters, in order."""
+    digests = {}
+    variants = [(name, {}) for name in SIZES] + [("vast_micro", {"mixer": mixer}) for mixer in MIXERS]
+    everything = {"bias_kernel": "3x3x3", "layer_scale": 0.1, "position_encoding": True}
+    for name, switches in [*variants, ("vast_micro", everything)]:
+        with torch.device("meta"):
+            model = create_model(name, 5, **switches)
+        lines = [f"{key} {list(value.shape)}" for key, value in model.state_dict().items()]
+        label = " ".join([name, *(f"{key}={value}" for key, value in switches.items())])
+        digests[label] = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return digests
+
+
+def test_names_and_shapes_of_all_parameters_are_pinned():
+    """A difference here means that checkpoints no longer load; only then write the new digests into the file."""
+    pinned = json.loads((Path(__file__).parent / "state_dict_digests.json").read_text())
+    assert state_dict_digests() == pinned
+
+
 def test_weight_decay_spares_vectors_and_position_only():
     model = create_model("vast_micro", 5, layer_scale=1e-2, position_encoding=True)
     spared = model.no_weight_decay()
@@ -204,7 +278,7 @@ def test_weight_decay_spares_vectors_and_position_only():
     }
 
 
-@pytest.mark.parametrize("path", sorted(Path(vast.models.__file__).parent.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(Path(vast.models.__file__).parent.rglob("*.py")), ids=lambda path: path.name)
 def test_every_suffix_is_in_the_legend_of_its_file(path):
     text = path.read_text()
     suffixes = set(re.findall(r"\b[a-z][a-z0-9_]*_([A-Z]{1,6})\b", text))

@@ -1,0 +1,211 @@
+"""The Affine-Shift operator with a backward of its own, and the choice among its implementations.
+
+To autograd it is one Function. To torch.compile it is a registered operator, `vast::affine_shift`: one opaque node
+instead of a graph break, or of code that a compiler makes slower. Both run the same two functions below.
+
+Dimensions: B clips · T frames (1 where a clip is pooled whole) · H rows · W columns · C channels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+
+from vast.models.kernels import eager, folded
+from vast.models.kernels.mixing import AffineWeights, Kernels, Mixing, wide_type
+from vast.models.kernels.scale import Scale, scale_grads, scale_of
+
+Path = Literal["plain", "eager", "folded", "triton"]
+
+_HAS_TRITON = importlib.util.find_spec("triton") is not None  # looked up once: a compiler cannot trace the search
+_FOLD_MIN_VALUES = 1 << 18
+"""Values of one clip for each thread from which folding saved time when measured, with u = v; twice that with u = s."""
+
+
+def choose_path(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing) -> Path:
+    """Which implementation runs where nothing else is asked for.
+
+    - plain: torch's own operations under autograd; when exporting, and on the meta device (to count costs)
+    - triton: the fused kernels; on a GPU with Triton, for zero borders and a 1x3x3 kernel or none
+    - folded: on a CPU, for zero borders, clips pooled whole and a kernel, where clips are not tiny
+    - eager: everything else
+    """
+    if torch.compiler.is_exporting() or v_BTHWC.device.type == "meta":
+        return "plain"
+    if mixing.border != "zero":
+        return "eager"
+    if v_BTHWC.device.type == "cpu":
+        fits = weights.kernel is not None and mixing.scale_pool == "clip"
+        return "folded" if fits and _folding_pays(v_BTHWC, mixing) else "eager"
+    fits = (weights.kernel is None or weights.kernel.ndim == 4) and v_BTHWC.dtype != torch.float64
+    return "triton" if v_BTHWC.is_cuda and fits and why_not_fused() is None else "eager"
+
+
+def _folding_pays(v_BTHWC: Tensor, mixing: Mixing) -> bool:
+    """Whether a clip is large enough for a convolution of its own that feeds every thread."""
+    values: int = v_BTHWC.numel() // v_BTHWC.shape[0] // _num_threads()
+    return values >= (_FOLD_MIN_VALUES if mixing.affine_input == "v" else 2 * _FOLD_MIN_VALUES)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it so
+def _num_threads() -> int:
+    return torch.get_num_threads()
+
+
+def why_not_fused() -> str | None:
+    """Why GPUs would run without the fused kernels, in words for people; none if they are there."""
+    if not _HAS_TRITON:
+        return "Triton is not installed, so the Affine-Shift block runs as separate GPU operations (pip install triton)"
+    return None
+
+
+def mix_tokens(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing, path: Path) -> Tensor:
+    """Run one of the implementations other than plain on v; differentiable once."""
+    if torch.compiler.is_compiling():
+        return cast(Tensor, _forward(v_BTHWC, *weights, *mixing, path)[0])
+    # The registered operator costs about 0.1 ms a block more, which small models on a CPU would feel.
+    return cast(Tensor, _Mix.apply(v_BTHWC, *weights, *mixing, path))  # type: ignore[no-untyped-call]  # as torch has it
+
+
+def _kernels(path: str) -> Kernels:
+    if path == "triton":
+        from vast.models.kernels import affine_shift_triton  # here: Triton is only where GPUs are
+
+        return affine_shift_triton
+    return folded if path == "folded" else eager
+
+
+def _run_forward(
+    v_BTHWC: Tensor,
+    fc1_weight: Tensor | None,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    kernel: Tensor | None,
+    kernel_bias: Tensor | None,
+    group_width: int,
+    num_directions: int,
+    border: str,
+    affine_input: str,
+    scale_pool: str,
+    path: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """z; what the implementation keeps (or nothing, as an empty tensor); the means; and the three parts of `Scale`."""
+    weights = AffineWeights(fc1_weight, fc1_bias, fc2_weight, fc2_bias, kernel, kernel_bias)
+    mixing = Mixing(group_width, num_directions, border, affine_input, scale_pool)  # type: ignore[arg-type]  # schema
+    kernels = _kernels(path)
+    v_BTHWC = v_BTHWC.contiguous()
+    with torch.autocast(v_BTHWC.device.type, enabled=False):
+        pooled_BTC, kept_BTHWC = kernels.pool(v_BTHWC, mixing)
+        scale = scale_of(pooled_BTC, weights)
+        z_BTHWC = kernels.mix(v_BTHWC, kept_BTHWC, scale.alpha_BTC, kernel, kernel_bias, mixing)
+    return z_BTHWC.contiguous(), v_BTHWC.new_empty(0) if kept_BTHWC is None else kept_BTHWC, pooled_BTC, *scale
+
+
+def _run_backward(
+    grad_BTHWC: Tensor,
+    source_BTHWC: Tensor,
+    pooled_BTC: Tensor,
+    alpha_BTC: Tensor,
+    before: Tensor,
+    hidden: Tensor,
+    fc1_weight: Tensor | None,
+    fc1_bias: Tensor | None,
+    fc2_weight: Tensor | None,
+    fc2_bias: Tensor | None,
+    kernel: Tensor | None,
+    kernel_bias: Tensor | None,
+    group_width: int,
+    num_directions: int,
+    border: str,
+    affine_input: str,
+    scale_pool: str,
+    path: str,
+) -> list[Tensor]:
+    """Gradients of v and of the six weights (empty where there is none); `source` is what was kept, or else v."""
+    weights = AffineWeights(fc1_weight, fc1_bias, fc2_weight, fc2_bias, kernel, kernel_bias)
+    mixing = Mixing(group_width, num_directions, border, affine_input, scale_pool)  # type: ignore[arg-type]  # schema
+    kernels = _kernels(path)
+    grad_BTHWC, source_BTHWC = grad_BTHWC.contiguous(), source_BTHWC.contiguous()
+    kept_BTHWC = source_BTHWC if affine_input == "s" and path != "triton" else None
+    with torch.autocast(grad_BTHWC.device.type, enabled=False):
+        d_alpha_BTC, d_kernel, d_bias, carried = kernels.weight_grads(
+            source_BTHWC, kept_BTHWC, grad_BTHWC, alpha_BTC, kernel, mixing
+        )
+        d_pooled_BTC, d_scale = scale_grads(pooled_BTC, Scale(alpha_BTC, before, hidden), d_alpha_BTC, weights)
+        num_pooled = grad_BTHWC.shape[1:4].numel() // pooled_BTC.shape[1]
+        d_v = kernels.value_grad(grad_BTHWC, carried, alpha_BTC, d_pooled_BTC / num_pooled, kernel, mixing)
+    d_weights = [
+        grad_BTHWC.new_empty(0) if weight is None or d_weight is None else d_weight.to(weight.dtype).contiguous()
+        for weight, d_weight in zip(weights, [*d_scale, d_kernel, d_bias], strict=True)
+    ]
+    return [d_v.contiguous(), *d_weights]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    v_BTHWC, weights, ctx.switches = inputs[0], inputs[1:7], inputs[7:]
+    _, kept, *small = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(kept if kept.numel() else v_BTHWC, *small, *weights)
+
+
+def _differentiate(run: Callable[..., list[Tensor]], ctx: Any, grad_BTHWC: Tensor | None) -> tuple[Tensor | None, ...]:
+    nothing = (None,) * len(ctx.switches)
+    if grad_BTHWC is None:
+        return (None,) * 7 + nothing
+    saved = ctx.saved_tensors
+    d_v, *d_weights = run(grad_BTHWC, *saved, *ctx.switches)
+    found = [None if weight is None else d_weight for weight, d_weight in zip(saved[-6:], d_weights, strict=True)]
+    return d_v, *found, *nothing
+
+
+class _Mix(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = _run_forward(*inputs)
+        _save(ctx, inputs, output)
+        return output[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_BTHWC: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _differentiate(_run_backward, ctx, grad_BTHWC)
+
+
+_forward = torch.library.custom_op("vast::affine_shift", _run_forward, mutates_args=())
+_backward = torch.library.custom_op("vast::affine_shift_backward", _run_backward, mutates_args=())
+
+
+@_forward.register_fake
+def _forward_fake(v_BTHWC: Tensor, fc1_weight: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    affine_input, scale_pool, path = rest[-3:]
+    B, T, _, _, C = v_BTHWC.shape
+    rows, wide = (B, T if scale_pool == "frame" else 1), wide_type(v_BTHWC)
+    kept = v_BTHWC.new_empty(v_BTHWC.shape if affine_input == "s" and path != "triton" else 0)
+    pooled_BTC, alpha_BTC = (v_BTHWC.new_empty((*rows, C), dtype=wide) for _ in range(2))
+    inner = 0 if fc1_weight is None else (*rows, fc1_weight.shape[0])
+    before, hidden = (v_BTHWC.new_empty(inner, dtype=wide) for _ in range(2))
+    return v_BTHWC.new_empty(v_BTHWC.shape), kept, pooled_BTC, alpha_BTC, before, hidden
+
+
+@_backward.register_fake
+def _backward_fake(grad_BTHWC: Tensor, *rest: Any) -> list[Tensor]:
+    weights = rest[5:11]
+    d_weights = [grad_BTHWC.new_empty(0) if weight is None else weight.new_empty(weight.shape) for weight in weights]
+    return [grad_BTHWC.new_empty(grad_BTHWC.shape), *d_weights]
+
+
+def _differentiate_registered(ctx: Any, grad_BTHWC: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    return _differentiate(_backward, ctx, grad_BTHWC)
+
+
+def _refuse(ctx: Any, *_: Any) -> None:
+    raise RuntimeError("affine_shift is differentiable once; for second derivatives ask for path='plain'")
+
+
+_forward.register_autograd(_differentiate_registered, setup_context=_save)
+_backward.register_autograd(_refuse)
