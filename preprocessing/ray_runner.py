@@ -1,5 +1,6 @@
 """Shards as Ray tasks, spread over a cluster; the only file of preprocessing that knows Ray."""
 
+import contextlib
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -43,30 +44,53 @@ def run_on_ray(
         on_tally: See `OnTally`; about once a second.
     """
     import ray
+    from ray.exceptions import RayError
 
     options = {"num_cpus": 1, "memory": TASK_MEMORY_BYTES, "scheduling_strategy": "SPREAD"}
     # Ray retries lost nodes; OSError is a full disk, or a store that fails for longer than storage itself waits.
     task = ray.remote(max_retries=MAX_RETRIES, retry_exceptions=[OSError], **options)(_write)
-    tally = ray.remote(num_cpus=0, max_restarts=-1)(_Tally).remote()
+    tally = _tally_actor()
     waiting = iter(shards)
     running: dict[Any, str] = {}
+    asked = None
     try:
         while True:
             capacity = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
             # No more tasks than run at once: a data set of a million records must not be pickled into Ray's queue.
             for shard in itertools.islice(waiting, max(0, capacity - len(running))):
-                running[task.remote(shard, job, tally)] = shard.name
+                running[task.remote(shard, job, tally)] = shard.digest
             if not running:
                 return
             done, _ = ray.wait(list(running), num_returns=1, timeout=TALLY_EVERY_S)
             for reference in done:
                 del running[reference]
                 yield ray.get(reference)
-            on_tally(*_read(tally, set(running.values())))
+            # Never waited for: a tally that is starting, or lost with its node, must not keep workers idle.
+            asked = asked or tally.read.remote(set(running.values()))
+            if ray.wait([asked], timeout=0)[0]:
+                with contextlib.suppress(RayError):
+                    # A shard that has finished since is counted by its report.
+                    counts = [count for shard, count in ray.get(asked).items() if shard in running.values()]
+                    tried, failed = zip((0, 0), *counts, strict=True)
+                    on_tally(sum(tried), sum(failed))
+                asked = None
     finally:
         for reference in running:
             ray.cancel(reference)
-        ray.kill(tally)
+
+
+_tallies: dict[str, Any] = {}
+
+
+def _tally_actor() -> Any:
+    """Return the tally of this process's Ray job; starting one takes half a second of a CPU, so it is kept."""
+    import ray
+
+    job = ray.get_runtime_context().get_job_id()
+    if job not in _tallies:
+        _tallies.clear()  # of a Ray that has been shut down
+        _tallies[job] = ray.remote(num_cpus=0, max_restarts=-1)(_Tally).remote()
+    return _tallies[job]
 
 
 class _Tally:
@@ -78,22 +102,9 @@ class _Tally:
     def tell(self, shard: str, tried: int, failed: int) -> None:
         self._counts[shard] = (tried, failed)
 
-    def read(self, shards: set[str]) -> tuple[int, int]:
+    def read(self, shards: set[str]) -> dict[str, tuple[int, int]]:
         self._counts = {shard: counts for shard, counts in self._counts.items() if shard in shards}
-        tried, failed = zip((0, 0), *self._counts.values(), strict=True)
-        return sum(tried), sum(failed)
-
-
-def _read(tally: Any, shards: set[str]) -> tuple[int, int]:
-    """Ask the actor; one that has just been lost with its node only costs a moment of display."""
-    import ray
-    from ray.exceptions import RayError
-
-    try:
-        tried, failed = ray.get(tally.read.remote(shards), timeout=5)
-    except RayError:
-        return 0, 0
-    return tried, failed
+        return self._counts
 
 
 def _write(shard: ShardPlan, job: ShardJob, tally: Any) -> ShardReport:
@@ -106,6 +117,6 @@ def _write(shard: ShardPlan, job: ShardJob, tally: Any) -> ShardReport:
         failed += not is_sample
         if time.monotonic() - told >= TALLY_EVERY_S:
             told = time.monotonic()
-            tally.tell.remote(shard.name, tried, failed)
+            tally.tell.remote(shard.digest, tried, failed)
 
     return write_shard(shard, job, count)
