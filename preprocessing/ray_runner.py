@@ -83,14 +83,15 @@ _tallies: dict[str, Any] = {}
 
 
 def _tally_actor() -> Any:
-    """Return the tally of this process's Ray job; starting one takes half a second of a CPU, so it is kept."""
+    """Return the tally of this process's Ray session; starting one takes half a second of a CPU, so it is kept."""
     import ray
 
-    job = ray.get_runtime_context().get_job_id()
-    if job not in _tallies:
+    context = ray.get_runtime_context()
+    session = f"{context.get_node_id()} {context.get_job_id()}"  # jobs of a new local Ray are numbered from 1 again
+    if session not in _tallies:
         _tallies.clear()  # of a Ray that has been shut down
-        _tallies[job] = ray.remote(num_cpus=0, max_restarts=-1)(_Tally).remote()
-    return _tallies[job]
+        _tallies[session] = ray.remote(num_cpus=0, max_restarts=-1)(_Tally).remote()
+    return _tallies[session]
 
 
 class _Tally:
