@@ -1,6 +1,7 @@
 """One rank of a gloo job without Ray: `train_rank.py RANK NUM_RANKS CONFIG_JSON FOLDER`; rank 0 writes FOLDER/out."""
 
 import json
+import os
 import sys
 
 import torch
@@ -37,6 +38,7 @@ def main(rank: int, num_ranks: int, config: str, folder: str) -> None:
     if rank == 0:
         torch.save({"weights": run.model.state_dict(), "score": json.dumps(outcome.score.to_json())}, f"{folder}/out")
     dist.destroy_process_group()
+    os._exit(0)  # freeing what DDP holds may wait for gloo's threads for ever; see vast.train.evaluate
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Scoring a model on a split: each sample exactly once over all ranks, none replaced."""
 
+import time
 from collections.abc import Iterable
 
 import numpy as np
@@ -11,6 +12,7 @@ from vast.data.augment import normalise
 from vast.data.reader import EvalBatch
 from vast.train.metrics import Predictions
 
+_LET_GO_S = 0.1
 MAX_CLIPS = 32  # in one forward pass: a 10x3 protocol must not need thirty times the memory of training
 
 
@@ -53,6 +55,9 @@ def _gather(rows: list[tuple[int, int, np.ndarray]], unreadable: list[tuple[int,
         parts: list[tuple[list[tuple[int, int, np.ndarray]], list[tuple[int, str]]]]
         parts = [([], [])] * dist.get_world_size()
         dist.all_gather_object(parts, (rows, unreadable))
+        # gloo's threads take the GIL to let go of the tensors just gathered. A process group freed meanwhile waits for
+        # those threads with the GIL in hand, for ever (torch 2.13), so they get a moment without it.
+        time.sleep(_LET_GO_S)
         rows = [row for part, _ in parts for row in part]
         unreadable = [failure for _, part in parts for failure in part]
     rows.sort(key=lambda row: row[0])
