@@ -18,10 +18,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-unit lint format ui constraints clean
+.PHONY: help install demo test test-campaigns test-unit lint format ui constraints clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## make .venv with the pinned dependencies
 
@@ -38,8 +38,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED) ## the whole path on generated clips: raw video to a trained, tracked model
 	@$(BIN)/vast demo --out $(DEMO) $(DEMO_FLAGS)
 
-test: $(INSTALLED) ## every test: unit, then integration on a real S3 server, real Ray and a real MLflow
-	@$(PYTEST) tests
+test: $(INSTALLED) ## unit tests, then integration on a real S3 server, real Ray and a real MLflow
+	@$(PYTEST) tests -m "not campaign"
+
+test-campaigns: $(INSTALLED) ## the long ones: builds killed over and over, a store that keeps failing
+	@$(PYTEST) tests -m campaign
 
 test-unit: $(INSTALLED) ## the quick tests alone, about a minute
 	@$(PYTEST) tests/unit

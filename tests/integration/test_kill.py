@@ -42,22 +42,22 @@ def campaign(raw: Path, url: str, *options: str) -> dict[str, Any]:
     return result
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_drivers_killed_on_a_folder(raw: Path, tmp_path: Path) -> None:
     assert campaign(raw, str(tmp_path), "--kills", "24", "--seed", "1")["kills"] == 24
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_drivers_killed_on_s3(raw: Path, s3_url: str) -> None:
     assert campaign(raw, s3_url, "--kills", "20", "--seed", "2")["kills"] == 20
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_ray_workers_killed_on_s3(raw: Path, s3_url: str) -> None:
     options = ("--kills", "6", "--seed", "3", "--workers", "2", "--victims", "workers")
     assert campaign(raw, s3_url, *options)["kills"] == 6
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_drivers_killed_with_their_ray(raw: Path, tmp_path: Path) -> None:
     assert campaign(raw, str(tmp_path), "--kills", "3", "--seed", "4", "--workers", "2")["kills"] == 3

@@ -25,6 +25,8 @@ from tests.integration.faulty_proxy import ALL_FAULTS, FaultyProxy, Request, see
 from vast.errors import ObjectMissing, StoreError
 from vast.storage import Store, open_store
 
+pytestmark = pytest.mark.campaign
+
 LARGE_BYTES = 21_000_000
 LIMIT_S = 60.0
 
