@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,7 +181,7 @@ class _Build:
         if self._on_progress is not None:
             not_tried = len(self._plan.failures)
             self._on_progress(not_tried + tried, self._total, not_tried + failed)
-        self._share.check(tried, failed, [failure for done in self.done.values() for failure in done.failures])
+        self._share.check(tried, failed, (failure for done in self.done.values() for failure in done.failures))
 
 
 class _Share:
@@ -193,7 +193,7 @@ class _Share:
         self._total = sum(plan.num_records.values())
         self._limit = limit.share_of(self._total) if limit is not None else None
 
-    def check(self, tried: int, failed: int, failures: Sequence[Failure] = ()) -> None:
+    def check(self, tried: int, failed: int, failures: Iterable[Failure]) -> None:
         """Raise when more records than allowed have failed, or, after many tries, almost certainly will."""
         if self._limit is None:
             return
@@ -208,10 +208,10 @@ class _Share:
         if failed:
             found += f", and {failed} of the {tried} tried so far could not be encoded"
         why = diagnose(self._annotations)
-        if failures:
-            reasons = Counter(failure.reason for failure in failures).most_common()
+        if tried_in_vain := list(failures):
+            reasons = Counter(failure.reason for failure in tried_in_vain).most_common()
             said = ", ".join(f"{reason} {count}" for reason, count in reasons)
-            first = failures[0]
+            first = tried_in_vain[0]
             why.insert(0, f"{said}; the first: {first.source_name}: {first.reason}: {first.detail}")
         raise UserError(
             "\n  ".join([f"stopped: {found}; --max-failures allows {self._limit:.3%} of the records", *why])

@@ -14,7 +14,7 @@ from preprocessing.sources import SourceError, local_file
 from preprocessing.transcode import Clip, ClipError, TranscodeSettings, transcode
 from vast.dataset_format import UNLABELLED, SampleRow, ShardInfo
 from vast.shard_writer import ShardWriter
-from vast.storage import ObjectStat, Store, open_store
+from vast.storage import Store, open_store
 
 REPORTS = "unfinished-"
 """Common beginning of the keys of all reports."""
@@ -61,10 +61,6 @@ class ShardReport:
             rows=tuple(SampleRow(**row) for row in content["rows"]),
             failures=tuple(Failure(**failure) for failure in content["failures"]),
         )
-
-    def describes(self, found: ObjectStat) -> bool:
-        """Tell whether an object of the store is the one that was written."""
-        return found == ObjectStat(self.info.size_bytes, self.version)
 
 
 def report_key(plan: ShardPlan) -> str:

@@ -61,6 +61,16 @@ def build(folder: Path, source: Annotations, **changes: object) -> preprocessing
     return build_dataset(str(folder), source, SETTINGS, **options)  # type: ignore[arg-type]
 
 
+def break_off(
+    monkeypatch: pytest.MonkeyPatch, folder: Path, source: Annotations, dies_at: int, **changes: object
+) -> None:
+    """Begin a build that is interrupted as it begins the given shard."""
+    with monkeypatch.context() as patch:
+        number_of_tries(patch, dies_at)
+        with pytest.raises(KeyboardInterrupt):
+            build(folder, source, **changes)
+
+
 def test_every_record_is_a_sample_or_a_failure_with_its_reason(tmp_path: Path, source: Annotations) -> None:
     steps: list[tuple[int, int, int]] = []
     result = build(tmp_path, source, on_progress=lambda *step: steps.append(step))
@@ -120,10 +130,7 @@ def test_a_build_that_broke_off_goes_on_and_ends_the_same(
     tmp_path: Path, source: Annotations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(tmp_path / "whole", source)
-    with monkeypatch.context() as patch:
-        number_of_tries(patch, dies_at=3)
-        with pytest.raises(KeyboardInterrupt):
-            build(tmp_path / "broken", source)
+    break_off(monkeypatch, tmp_path / "broken", source, dies_at=3)
     with pytest.raises(UserError, match="no data set"):
         read_manifest(str(tmp_path / "broken"))
     # One of the two finished shards gets lost, and must be noticed; a put that was killed leaves its temporary file.
@@ -140,10 +147,7 @@ def test_a_shard_that_another_has_overwritten_is_written_again(
     tmp_path: Path, source: Annotations, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(tmp_path / "whole", source)
-    with monkeypatch.context() as patch:
-        number_of_tries(patch, dies_at=3)
-        with pytest.raises(KeyboardInterrupt):
-            build(tmp_path / "set", source)
+    break_off(monkeypatch, tmp_path / "set", source, dies_at=3)
     first, second = sorted((tmp_path / "set").glob("*.tar"))
     data = bytearray(first.read_bytes())
     data[600] ^= 1
@@ -222,10 +226,7 @@ def test_a_replacement_that_broke_off_leaves_nothing_of_the_old_set(
     tmp_path: Path, source: Annotations, monkeypatch: pytest.MonkeyPatch, dies_at: int
 ) -> None:
     build(tmp_path / "set", source, samples_per_shard=1)
-    with monkeypatch.context() as patch:
-        number_of_tries(patch, dies_at=dies_at)
-        with pytest.raises(KeyboardInterrupt):
-            build(tmp_path / "set", source, samples_per_shard=3, overwrite=True)
+    break_off(monkeypatch, tmp_path / "set", source, dies_at, samples_per_shard=3, overwrite=True)
     build(tmp_path / "set", source)
     build(tmp_path / "whole", source)
     assert content(tmp_path / "set") == content(tmp_path / "whole")
