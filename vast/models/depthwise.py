@@ -96,4 +96,4 @@ def _frame_grads(
 
 def _frames(x_BTHWC: Tensor) -> Tensor:
     # Frames become the batch; the permuted view is what torch calls channels_last, so nothing is copied.
-    return x_BTHWC.reshape(-1, *x_BTHWC.shape[2:]).permute(0, 3, 1, 2)
+    return x_BTHWC.flatten(0, 1).permute(0, 3, 1, 2)

@@ -115,38 +115,59 @@ def plain_shift(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border 
 
 def copy_shifted(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border) -> Tensor:
     """The shift itself, unseen by autograd, by one slice copy a group: 2 memory passes, the floor."""
+    if not groups:
+        return x_BTHWC.clone()
     out_BTHWC = x_BTHWC.new_empty(x_BTHWC.shape)
-    for start, stop, axis, offset in groups:
-        source, target = x_BTHWC[..., start:stop], out_BTHWC[..., start:stop]
-        last = source.shape[axis] - 1
-        target.narrow(axis, max(offset, 0), last).copy_(source.narrow(axis, max(-offset, 0), last))
-        edge = 0 if offset > 0 else last  # the plane that nothing moves into
-        if border == "zero":
-            target.select(axis, edge).zero_()
-        else:
-            target.select(axis, edge).copy_(source.select(axis, edge))
-    _copy_rest(out_BTHWC, x_BTHWC, groups)
+    pieces, moved = _split(x_BTHWC, groups), _split(out_BTHWC, groups)
+    torch._foreach_copy_(_receivers(moved, groups), _senders(pieces, groups))
+    if border == "zero":
+        torch._foreach_zero_(_planes(moved, groups, "entry"))
+    else:
+        torch._foreach_copy_(_planes(moved, groups, "entry"), _planes(pieces, groups, "entry"))
     return out_BTHWC
 
 
 def copy_unshifted(grad_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border) -> Tensor:
     """The transpose of `copy_shifted`: from the gradient of its output to that of its input."""
+    if not groups:
+        return grad_BTHWC.clone()
     out_BTHWC = grad_BTHWC.new_empty(grad_BTHWC.shape)
-    for start, stop, axis, offset in groups:
-        source, target = grad_BTHWC[..., start:stop], out_BTHWC[..., start:stop]
-        last = source.shape[axis] - 1
-        target.narrow(axis, max(-offset, 0), last).copy_(source.narrow(axis, max(offset, 0), last))
-        target.select(axis, last if offset > 0 else 0).zero_()  # the plane that was pushed out
-        if border == "replicate":
-            edge = 0 if offset > 0 else last  # this plane was also copied onto itself
-            target.select(axis, edge).add_(source.select(axis, edge))
-    _copy_rest(out_BTHWC, grad_BTHWC, groups)
+    pieces, moved = _split(out_BTHWC, groups), _split(grad_BTHWC, groups)
+    torch._foreach_copy_(_senders(pieces, groups), _receivers(moved, groups))
+    torch._foreach_zero_(_planes(pieces, groups, "exit"))
+    if border == "replicate":  # the outermost plane was also copied onto itself
+        torch._foreach_add_(_planes(pieces, groups, "entry"), _planes(moved, groups, "entry"))
     return out_BTHWC
 
 
-def _copy_rest(out_BTHWC: Tensor, x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...]) -> None:
-    rest = groups[-1].stop if groups else 0
-    out_BTHWC[..., rest:].copy_(x_BTHWC[..., rest:])
+# One split, and one call for all copies: for small clips the calls cost as much as the bytes.
+
+
+def _split(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...]) -> tuple[Tensor, ...]:
+    """The groups' channels, and as the last piece those that stay."""
+    rest = x_BTHWC.shape[-1] - groups[-1].stop
+    return x_BTHWC.split_with_sizes([*(stop - start for start, stop, _, _ in groups), rest], -1)
+
+
+def _senders(pieces: tuple[Tensor, ...], groups: tuple[ShiftGroup, ...]) -> list[Tensor]:
+    """Tokens that give their value to a neighbour; and the piece that stays."""
+    shape, parts = pieces[0].shape, zip(pieces, groups, strict=False)
+    return [*(x.narrow(axis, 0 if step > 0 else 1, shape[axis] - 1) for x, (_, _, axis, step) in parts), pieces[-1]]
+
+
+def _receivers(pieces: tuple[Tensor, ...], groups: tuple[ShiftGroup, ...]) -> list[Tensor]:
+    """The neighbours that take those values, in the same order."""
+    shape, parts = pieces[0].shape, zip(pieces, groups, strict=False)
+    return [*(x.narrow(axis, 1 if step > 0 else 0, shape[axis] - 1) for x, (_, _, axis, step) in parts), pieces[-1]]
+
+
+def _planes(
+    pieces: tuple[Tensor, ...], groups: tuple[ShiftGroup, ...], which: Literal["entry", "exit"]
+) -> list[Tensor]:
+    """The border plane of each group that nothing inside moves into, or the one that is pushed out."""
+    shape, low = pieces[0].shape, 1 if which == "entry" else -1
+    parts = zip(pieces, groups, strict=False)
+    return [x.select(axis, 0 if step == low else shape[axis] - 1) for x, (_, _, axis, step) in parts]
 
 
 class _Shift(torch.autograd.Function):

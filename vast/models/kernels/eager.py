@@ -58,6 +58,10 @@ def weight_grads(
     wide = wide_type(v_BTHWC)
     groups = mixing.groups(v_BTHWC.shape[1])
     alpha_BTHWC = _tokens(alpha_BTC, grad_BTHWC)
+    d_BTHWC = d_kernel = d_bias = None
+    if kernel is not None:  # first, because it needs the caches most
+        source_BTHWC = v_BTHWC if kept_BTHWC is None else kept_BTHWC
+        d_BTHWC, d_kernel, d_bias = conv_grads(source_BTHWC, grad_BTHWC, kernel.to(v_BTHWC.dtype))
     scaled = False  # whether from_s has alpha in it
     if kept_BTHWC is not None:
         from_s_BTHWC = grad_BTHWC
@@ -70,10 +74,8 @@ def weight_grads(
         scaled = True
         product_BTHWC = copy_shifted(v_BTHWC, groups, mixing.border).mul_(grad_BTHWC)
     d_alpha_BTC = _rows(product_BTHWC.sum(mixing.pool_axes, dtype=wide))
-    if kernel is None:
+    if d_BTHWC is None or d_kernel is None or d_bias is None:
         return d_alpha_BTC, None, None, from_s_BTHWC if scaled else from_s_BTHWC * alpha_BTHWC
-    source_BTHWC = v_BTHWC if kept_BTHWC is None else kept_BTHWC
-    d_BTHWC, d_kernel, d_bias = conv_grads(source_BTHWC, grad_BTHWC, kernel.to(v_BTHWC.dtype))
     d_BTHWC = d_BTHWC.add_(from_s_BTHWC) if scaled else d_BTHWC.addcmul_(from_s_BTHWC, alpha_BTHWC)
     return d_alpha_BTC, d_kernel.to(wide), d_bias.to(wide), d_BTHWC
 

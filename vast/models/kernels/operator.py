@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import torch
@@ -71,6 +72,11 @@ def mix_tokens(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing, path: Pa
     return cast(Tensor, _Mix.apply(v_BTHWC, *weights, *mixing, path))  # type: ignore[no-untyped-call]  # as torch has it
 
 
+def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    device = x.device.type  # entering autocast costs more than asking, which small models on a CPU would feel
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def _kernels(path: str) -> Kernels:
     if path == "triton":
         from vast.models.kernels import affine_shift_triton  # here: Triton is only where GPUs are
@@ -99,7 +105,7 @@ def _run_forward(
     mixing = Mixing(group_width, num_directions, border, affine_input, scale_pool)  # type: ignore[arg-type]  # schema
     kernels = _kernels(path)
     v_BTHWC = v_BTHWC.contiguous()
-    with torch.autocast(v_BTHWC.device.type, enabled=False):
+    with _no_autocast(v_BTHWC):
         pooled_BTC, kept_BTHWC = kernels.pool(v_BTHWC, mixing)
         scale = scale_of(pooled_BTC, weights)
         z_BTHWC = kernels.mix(v_BTHWC, kept_BTHWC, scale.alpha_BTC, kernel, kernel_bias, mixing)
@@ -132,7 +138,7 @@ def _run_backward(
     kernels = _kernels(path)
     grad_BTHWC, source_BTHWC = grad_BTHWC.contiguous(), source_BTHWC.contiguous()
     kept_BTHWC = source_BTHWC if affine_input == "s" and path != "triton" else None
-    with torch.autocast(grad_BTHWC.device.type, enabled=False):
+    with _no_autocast(grad_BTHWC):
         d_alpha_BTC, d_kernel, d_bias, carried = kernels.weight_grads(
             source_BTHWC, kept_BTHWC, grad_BTHWC, alpha_BTC, kernel, mixing
         )
