@@ -139,7 +139,7 @@ def measure_operator(quick: bool) -> dict[str, Any]:
 def compare_operators(shape: tuple[int, ...], dtype: torch.dtype, affine_input: Any, rounds: int) -> dict[str, float]:
     """Times of one shape: ours against the naive formulations and the single Function, and against the byte floor."""
     dim = shape[-1]
-    mixing = Mixing(dim // 8, 6, "zero", affine_input, "clip")
+    mixing = Mixing(dim // 8, "hwt", "zero", affine_input, "clip")
     groups = mixing.groups(shape[1])
     shapes = [(dim // 4, dim), (dim // 4,), (dim, dim // 4), (dim,), (dim, 1, 3, 3), (dim,)]
     weights = AffineWeights(*((torch.randn(size) * size[-1] ** -0.5).requires_grad_() for size in shapes))

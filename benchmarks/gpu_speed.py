@@ -72,7 +72,7 @@ def measure_operator(tune: bool, quick: bool) -> dict[str, Any]:
     """Kernels one by one and whole calls, for both inputs of scale and bias."""
     rows: dict[str, Any] = {}
     for affine_input, shape in product(("v",) if quick else ("v", "s"), STAGES[:2] if quick else STAGES):
-        mixing = Mixing(shape[-1] // 8, 6, "zero", affine_input, "clip")  # type: ignore[arg-type]
+        mixing = Mixing(shape[-1] // 8, "hwt", "zero", affine_input, "clip")  # type: ignore[arg-type]
         name = label(shape) + ("" if affine_input == "v" else " s")
         rows[name] = {**time_kernels(shape, mixing, tune), **time_calls(shape, mixing)}
         shown = ", ".join(f"{key} {value}" for key, value in rows[name].items())

@@ -37,7 +37,7 @@ def test_forward_and_gradients_are_near_float64(shape, dtype, tolerance, affine_
         pytest.skip(str(why_not_fused()))
     torch.manual_seed(0)
     torch.backends.cudnn.allow_tf32 = False
-    weights, mixing = make_weights(shape[-1]), Mixing(shape[-1] // 8, 6, "zero", affine_input, scale_pool)
+    weights, mixing = make_weights(shape[-1]), Mixing(shape[-1] // 8, "hwt", "zero", affine_input, scale_pool)
     v = torch.randn(shape, device="cuda").to(dtype).requires_grad_()
     seed = torch.randn(shape, device="cuda").to(dtype)
     exact = AffineWeights(*(w.detach().double().requires_grad_() for w in weights))
@@ -54,7 +54,7 @@ def test_forward_and_gradients_are_near_float64(shape, dtype, tolerance, affine_
 
 def test_a_gpu_with_triton_runs_the_fused_kernels():
     v = torch.empty(1, 2, 4, 4, 64, device="cuda")
-    weights, mixing = make_weights(64), Mixing(8, 6, "zero", "v", "clip")
+    weights, mixing = make_weights(64), Mixing(8, "hwt", "zero", "v", "clip")
     assert choose_path(v, weights, mixing) == ("eager" if why_not_fused() else "triton")
     assert choose_path(v, weights, mixing._replace(border="replicate")) == "eager"
     assert choose_path(v.double(), weights, mixing) == "eager"

@@ -88,25 +88,27 @@ class AffineShift(nn.Module):
 
     def __init__(self, dim: int, config: ModelConfig) -> None:
         super().__init__()
-        groups = shift_groups(dim, config.shift_fraction, config.temporal_shift and not config.is_image_model)
+        groups = shift_groups(dim, config.shift_fraction, config.shift_axes)
         self.mixing = Mixing(
-            group_width=groups[0].stop if groups else 0,
-            num_directions=len(groups),
+            group_width=groups[0].stop - groups[0].start if groups else 0,
+            axes=config.shift_axes if groups else "",
             border=config.shift_border,
             affine_input=config.affine_input,
             scale_pool=config.scale_pool,
         )
         self.value = nn.Linear(dim, dim)
         self.scale = ChannelScale(dim) if config.scale else None
-        self.bias = DepthwiseConv(dim, temporal=config.bias_kernel == "3x3x3") if config.bias else None
+        temporal = config.bias_kernel == "3x3x3" and not config.is_image_model  # inflation adds the axis
+        self.bias = DepthwiseConv(dim, temporal) if config.bias else None
         self.output = nn.Linear(dim, dim) if config.output_projection else None
 
     def forward(self, x_BTHWC: Tensor) -> Tensor:
         """Mix normed tokens; the caller adds the residual."""
-        y_BTHWC = affine_shift(self.value(x_BTHWC), self._weights(), self.mixing)
+        y_BTHWC = affine_shift(self.value(x_BTHWC), self.weights(), self.mixing)
         return y_BTHWC if self.output is None else self.output(y_BTHWC)
 
-    def _weights(self) -> AffineWeights:
+    def weights(self) -> AffineWeights:
+        """What `affine_shift` takes; none for what is switched off."""
         scale, bias = self.scale, self.bias
         return AffineWeights(
             *((None,) * 4 if scale is None else (scale.fc1.weight, scale.fc1.bias, scale.fc2.weight, scale.fc2.bias)),

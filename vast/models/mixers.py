@@ -30,6 +30,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 
 from vast.models.affine_shift import AffineShift
 from vast.models.depthwise import DepthwiseConv
@@ -236,8 +237,12 @@ def _positions(grid: tuple[int, ...], num_channels: int, dtype: torch.dtype, dev
 
 
 def _kept(make: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """The tensor made before for the same arguments; a compiler must not see, or leave behind, one of another trace."""
-    return make(*arguments) if torch.compiler.is_compiling() else _made(make, *arguments)
+    """The tensor made before for the same arguments; a compiler must not see, or leave behind, one of another trace.
+
+    Nor must torch's fake mode, in which tensors have no data.
+    """
+    tracing = torch.compiler.is_compiling() or detect_fake_mode() is not None
+    return make(*arguments) if tracing else _made(make, *arguments)
 
 
 @lru_cache(maxsize=64)

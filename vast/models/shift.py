@@ -6,7 +6,8 @@ Channels are laid out in a fixed order, G channels a direction, and checkpoints 
 
 "H+" means that a token receives the value of the row before it: out[h] = in[h - 1]. An image model (or a single frame)
 leaves the two temporal groups where they are. So a video model takes its temporal groups from channels that the image
-model of the same size does not move, and inherits the meaning of all the others.
+model of the same size does not move, and inherits the meaning of all the others. An axis that is switched off leaves
+its two groups where they are, and all other channels keep their place.
 
 Dimensions: B clips · T frames · H rows · W columns · C channels.
 """
@@ -25,7 +26,7 @@ Border = Literal["zero", "replicate"]
 
 
 class ShiftGroup(NamedTuple):
-    """Channels [start, stop) that move by `offset` (+1 or -1) along `axis` of x_BTHWC."""
+    """Channels [start, stop) that move by `offset` (+1 or -1; 0: that stay) along `axis` of x_BTHWC."""
 
     start: int
     stop: int
@@ -33,7 +34,10 @@ class ShiftGroup(NamedTuple):
     offset: int
 
 
+Axes = Literal["", "h", "w", "t", "hw", "ht", "wt", "hwt"]
+"""Axes along which channels move."""
 T_AXIS, _H_AXIS, _W_AXIS = 1, 2, 3
+_LETTERS = {_H_AXIS: "h", _W_AXIS: "w", T_AXIS: "t"}
 _DIRECTIONS = ((_H_AXIS, 1), (_H_AXIS, -1), (_W_AXIS, 1), (_W_AXIS, -1), (T_AXIS, 1), (T_AXIS, -1))
 _VECTOR_CHANNELS = 8  # a group of whole 16-byte vectors in bfloat16
 
@@ -44,29 +48,29 @@ def group_width(num_channels: int, fraction: float) -> int:
     return width - width % _VECTOR_CHANNELS if width >= _VECTOR_CHANNELS else width
 
 
-def shift_groups(num_channels: int, fraction: float, temporal: bool) -> tuple[ShiftGroup, ...]:
-    """The groups that move, in channel order: four in space and, if `temporal`, two in time.
+def shift_groups(num_channels: int, fraction: float, axes: Axes) -> tuple[ShiftGroup, ...]:
+    """The groups that move, in channel order: two for each of the axes.
 
     Raises:
         UserError: when the groups together are wider than the channels.
     """
     width = group_width(num_channels, fraction)
-    directions = _DIRECTIONS if temporal else _DIRECTIONS[:4]
-    if width * len(directions) > num_channels:
+    num_places = 6 if "t" in axes else 4  # an axis that is switched off keeps its place
+    if axes and width * num_places > num_channels:
         raise UserError(
-            f"model.shift_fraction={fraction} moves {len(directions)} groups of {width} channels, but the stage has "
-            f"only {num_channels}; use at most 1/{len(directions)}"
+            f"model.shift_fraction={fraction} moves {num_places} groups of {width} channels, but the stage has "
+            f"only {num_channels}; use at most 1/{num_places}"
         )
-    return regular_groups(width, len(directions))
+    return regular_groups(width, axes)
 
 
 @lru_cache
-def regular_groups(width: int, num_directions: int) -> tuple[ShiftGroup, ...]:
-    """Groups of so many channels in the first directions of the fixed order."""
+def regular_groups(width: int, axes: Axes) -> tuple[ShiftGroup, ...]:
+    """Groups of so many channels, each at its place in the fixed order of directions."""
     return tuple(
         ShiftGroup(i * width, (i + 1) * width, axis, step)
-        for i, (axis, step) in enumerate(_DIRECTIONS[:num_directions])
-        if width
+        for i, (axis, step) in enumerate(_DIRECTIONS)
+        if width and _LETTERS[axis] in axes
     )
 
 
@@ -84,7 +88,7 @@ def shift(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border = "zer
 
     Args:
         x_BTHWC: tokens.
-        groups: from `shift_groups`: adjacent, starting at channel 0.
+        groups: from `shift_groups`, in channel order.
         border: what moves in at the edge, zeros or a copy of the outermost token.
     """
     groups = moving_groups(groups, x_BTHWC.shape[T_AXIS])
@@ -101,22 +105,25 @@ def plain_shift(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border 
     if not groups:
         return x_BTHWC
     # One split: autograd adds up a full-size tensor of zeros for each piece that is cut out by itself.
-    widths = [*(g.stop - g.start for g in groups), x_BTHWC.shape[-1] - groups[-1].stop]
-    *moving, rest = torch.split(x_BTHWC, widths, dim=-1)
+    cover = _cover(groups, x_BTHWC.shape[-1])
     moved = []
-    for piece, (_, _, axis, offset) in zip(moving, groups, strict=True):
+    for piece, (_, _, axis, offset) in zip(_split(x_BTHWC, cover), cover, strict=True):
+        if not offset:
+            moved.append(piece)
+            continue
         last = piece.shape[axis] - 1
         edge = piece.narrow(axis, 0 if offset > 0 else last, 1)
         edge = edge if border == "replicate" else torch.zeros_like(edge)
         body = piece.narrow(axis, max(-offset, 0), last)
         moved.append(torch.cat((edge, body) if offset > 0 else (body, edge), axis))
-    return torch.cat([*moved, rest], dim=-1)
+    return torch.cat(moved, dim=-1)
 
 
 def copy_shifted(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border) -> Tensor:
     """The shift itself, unseen by autograd, by one slice copy a group: 2 memory passes, the floor."""
     if not groups:
         return x_BTHWC.clone()
+    groups = _cover(groups, x_BTHWC.shape[-1])
     out_BTHWC = x_BTHWC.new_empty(x_BTHWC.shape)
     pieces, moved = _split(x_BTHWC, groups), _split(out_BTHWC, groups)
     torch._foreach_copy_(_receivers(moved, groups), _senders(pieces, groups))
@@ -131,6 +138,7 @@ def copy_unshifted(grad_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: B
     """The transpose of `copy_shifted`: from the gradient of its output to that of its input."""
     if not groups:
         return grad_BTHWC.clone()
+    groups = _cover(groups, grad_BTHWC.shape[-1])
     out_BTHWC = grad_BTHWC.new_empty(grad_BTHWC.shape)
     pieces, moved = _split(out_BTHWC, groups), _split(grad_BTHWC, groups)
     torch._foreach_copy_(_senders(pieces, groups), _receivers(moved, groups))
@@ -140,34 +148,44 @@ def copy_unshifted(grad_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: B
     return out_BTHWC
 
 
-# One split, and one call for all copies: for small clips the calls cost as much as the bytes.
+@lru_cache
+def _cover(groups: tuple[ShiftGroup, ...], num_channels: int) -> tuple[ShiftGroup, ...]:
+    """The groups, and between and after them those that stay, so that every channel is in one."""
+    cover: list[ShiftGroup] = []
+    end = ShiftGroup(num_channels, num_channels, T_AXIS, 0)
+    for group in (*groups, end):
+        start = cover[-1].stop if cover else 0
+        if start < group.start:
+            cover.append(ShiftGroup(start, group.start, T_AXIS, 0))
+        if group is not end:
+            cover.append(group)
+    return tuple(cover)
 
 
-def _split(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...]) -> tuple[Tensor, ...]:
-    """The groups' channels, and as the last piece those that stay."""
-    rest = x_BTHWC.shape[-1] - groups[-1].stop
-    return x_BTHWC.split_with_sizes([*(stop - start for start, stop, _, _ in groups), rest], -1)
+# One split, and one call for all copies: for small clips the calls cost as much as the bytes. `cover` is from `_cover`.
 
 
-def _senders(pieces: tuple[Tensor, ...], groups: tuple[ShiftGroup, ...]) -> list[Tensor]:
-    """Tokens that give their value to a neighbour; and the piece that stays."""
-    shape, parts = pieces[0].shape, zip(pieces, groups, strict=False)
-    return [*(x.narrow(axis, 0 if step > 0 else 1, shape[axis] - 1) for x, (_, _, axis, step) in parts), pieces[-1]]
+def _split(x_BTHWC: Tensor, cover: tuple[ShiftGroup, ...]) -> tuple[Tensor, ...]:
+    return x_BTHWC.split_with_sizes([stop - start for start, stop, _, _ in cover], -1)
 
 
-def _receivers(pieces: tuple[Tensor, ...], groups: tuple[ShiftGroup, ...]) -> list[Tensor]:
+def _senders(pieces: tuple[Tensor, ...], cover: tuple[ShiftGroup, ...]) -> list[Tensor]:
+    """Tokens that give their value to a neighbour, or keep it."""
+    shape, parts = pieces[0].shape, zip(pieces, cover, strict=True)
+    return [x.narrow(axis, int(step < 0), shape[axis] - abs(step)) for x, (_, _, axis, step) in parts]
+
+
+def _receivers(pieces: tuple[Tensor, ...], cover: tuple[ShiftGroup, ...]) -> list[Tensor]:
     """The neighbours that take those values, in the same order."""
-    shape, parts = pieces[0].shape, zip(pieces, groups, strict=False)
-    return [*(x.narrow(axis, 1 if step > 0 else 0, shape[axis] - 1) for x, (_, _, axis, step) in parts), pieces[-1]]
+    shape, parts = pieces[0].shape, zip(pieces, cover, strict=True)
+    return [x.narrow(axis, int(step > 0), shape[axis] - abs(step)) for x, (_, _, axis, step) in parts]
 
 
-def _planes(
-    pieces: tuple[Tensor, ...], groups: tuple[ShiftGroup, ...], which: Literal["entry", "exit"]
-) -> list[Tensor]:
+def _planes(pieces: tuple[Tensor, ...], cover: tuple[ShiftGroup, ...], which: Literal["entry", "exit"]) -> list[Tensor]:
     """The border plane of each group that nothing inside moves into, or the one that is pushed out."""
     shape, low = pieces[0].shape, 1 if which == "entry" else -1
-    parts = zip(pieces, groups, strict=False)
-    return [x.select(axis, 0 if step == low else shape[axis] - 1) for x, (_, _, axis, step) in parts]
+    parts = zip(pieces, cover, strict=True)
+    return [x.select(axis, 0 if step == low else shape[axis] - 1) for x, (_, _, axis, step) in parts if step]
 
 
 class _Shift(torch.autograd.Function):

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vast.errors import UserError
 
 if TYPE_CHECKING:
+    from vast.models.shift import Axes
     from vast.models.vast import Vast
 
 
@@ -30,6 +31,7 @@ class Size:
     patch_size: int
     """Pixels along each side of a patch of the first stage; a patch never spans frames."""
     source: str
+    """Whose choice the numbers are, and which published model they are matched to. The paper's are not known to us."""
 
     @property
     def total_stride(self) -> int:
@@ -37,12 +39,32 @@ class Size:
         return self.patch_size << (len(self.dims) - 1)
 
 
-_OURS = "our choice; the paper's widths and depths are not known to us"
 _PYRAMIDS = {
-    "micro": Size((32, 64, 96), (1, 3, 2), 2, 4, "our choice, for small clips (8 frames of 64x64 pixels) on a CPU"),
-    "ti": Size((64, 128, 320, 512), (2, 2, 6, 2), 4, 4, _OURS),
-    "s": Size((64, 128, 320, 512), (3, 4, 12, 3), 4, 4, _OURS),
-    "b": Size((96, 192, 384, 768), (3, 4, 18, 3), 4, 4, _OURS),
+    "micro": Size(
+        (32, 64, 96), (1, 3, 2), 2, 4, "our choice, matched to no peer: small clips (8 frames of 64x64 pixels) on a CPU"
+    ),
+    "ti": Size(
+        (64, 128, 320, 512),
+        (2, 2, 6, 2),
+        4,
+        4,
+        "our choice, matched to CycleMLP-B1 (15 M parameters, 2.1 GMACs an image); widths and depths of PoolFormer-S12",
+    ),
+    "s": Size(
+        (64, 128, 320, 512),
+        (3, 4, 12, 3),
+        4,
+        4,
+        "our choice, matched to CycleMLP-B2 (27 M parameters, 3.9 GMACs an image) and, at 16 frames, to MViTv2-S "
+        "(64.2 GMACs a view); widths of ti",
+    ),
+    "b": Size(
+        (96, 192, 384, 768),
+        (3, 4, 18, 3),
+        4,
+        4,
+        "our choice, matched to AS-MLP-S (50 M parameters, 8.5 GMACs an image); Swin-T's widths, CycleMLP-B3's depths",
+    ),
 }
 SIZES: dict[str, Size] = {f"{family}_{name}": size for family in ("ast", "vast") for name, size in _PYRAMIDS.items()}
 """AST (images) and VAST (clips) share the table, so that a VAST can start from the AST of its size."""
@@ -60,7 +82,17 @@ _SWITCHES_OF = {
     "window_size": ("window_attention",),
     "shift_fraction": ("affine_shift", "tsm"),
     **dict.fromkeys(
-        ("temporal_shift", "shift_border", "scale", "scale_pool", "bias", "bias_kernel", "affine_input"),
+        (
+            "temporal_shift",
+            "vertical_shift",
+            "horizontal_shift",
+            "shift_border",
+            "scale",
+            "scale_pool",
+            "bias",
+            "bias_kernel",
+            "affine_input",
+        ),
         ("affine_shift",),
     ),
 }
@@ -82,6 +114,10 @@ class ModelConfig(BaseModel):
     """Frames, rows and columns of tokens in a window of window_attention."""
     temporal_shift: bool = True
     """Whether two channel groups move along time. Without it (and with a 1x3x3 bias) frames are an unordered bag."""
+    vertical_shift: bool = True
+    """Whether two channel groups move along the height."""
+    horizontal_shift: bool = True
+    """Whether two channel groups move along the width."""
     shift_fraction: float = Field(default=0.125, ge=0.0, le=0.25)
     """Fraction of the channels that move in each direction, rounded down to whole groups (multiples of 8 channels where
     that leaves at least 8). There are four directions in space and two in time."""
@@ -121,6 +157,16 @@ class ModelConfig(BaseModel):
         """Whether the model is an AST, which takes single frames only."""
         return self.name.startswith("ast_")
 
+    @property
+    def shift_axes(self) -> Axes:
+        """Axes along which the Affine-Shift block moves channels."""
+        moves = {
+            "h": self.vertical_shift,
+            "w": self.horizontal_shift,
+            "t": self.temporal_shift and not self.is_image_model,
+        }
+        return cast("Axes", "".join(axis for axis, on in moves.items() if on))
+
     @field_validator("name")
     @classmethod
     def _name_is_known(cls, name: str) -> str:
@@ -147,12 +193,7 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _groups_fit(self) -> Self:
-        if (
-            self.mixer == "affine_shift"
-            and self.temporal_shift
-            and not self.is_image_model
-            and self.shift_fraction > 1 / 6
-        ):
+        if self.mixer == "affine_shift" and "t" in self.shift_axes and self.shift_fraction > 1 / 6:
             raise ValueError(
                 f"model.shift_fraction is {self.shift_fraction}, but six directions share the channels, so it must be "
                 "at most 1/6 (0.1666); lower it, or set model.temporal_shift=false (then at most 0.25)"

@@ -4,7 +4,7 @@ A pyramid of stages (patch embedding, then blocks) over tokens x_BTHWC, a LayerN
 linear classifier. There is no encoding of time: frames meet only in the temporal shift, in a scale pooled over the
 clip, in a 3x3x3 bias, and in the final average.
 
-Dimensions: B clips · C channels · T frames · H rows · W columns · K classes.
+Dimensions: B clips · C channels · T frames · H rows · W columns · K classes · D residual branches, two a block.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vast.errors import UserError
-from vast.models.blocks import Block
+from vast.models.blocks import Block, Branch, Keep
 from vast.models.depthwise import DepthwiseConv
 from vast.models.embed import LAYER_NORM_EPS, PatchEmbed, PositionEncoding
 from vast.models.kernels.mixing import wide_type
@@ -55,14 +55,15 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.recompute = recompute
 
-    def forward(self, x_BTHWC: Tensor) -> Tensor:
+    def forward(self, x_BTHWC: Tensor, keep_DB: Tensor | None = None) -> Tensor:
         """Tokens of the stage before, or pixels, to tokens of this stage."""
         x_BTHWC = self.embed(x_BTHWC)
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
+            keep_of_block_DB = None if keep_DB is None else keep_DB[2 * i : 2 * i + 2]
             if self.recompute and torch.is_grad_enabled():
-                x_BTHWC = cast(Tensor, checkpoint(block, x_BTHWC, use_reentrant=False))
+                x_BTHWC = cast(Tensor, checkpoint(block, x_BTHWC, keep_of_block_DB, use_reentrant=False))
             else:
-                x_BTHWC = block(x_BTHWC)
+                x_BTHWC = block(x_BTHWC, keep_of_block_DB)
         return x_BTHWC
 
 
@@ -92,17 +93,18 @@ class Vast(nn.Module):
         self.num_classes = num_classes
         self.head: nn.Module = nn.Linear(size.dims[-1], num_classes) if num_classes > 0 else nn.Identity()
         self.apply(init_weights)
-        if isinstance(self.head, nn.Linear):
-            _init_small(self.head)
+        self.init_classifier()
         for module in self.modules():
             if isinstance(module, PositionEncoding):
                 _init_small(module.conv)
 
-    def forward(self, clip_BCTHW: Tensor) -> Tensor:
-        """logits_BK of normalised clips."""
-        return self.forward_head(self.forward_features(clip_BCTHW))
+    def forward(self, clip_BCTHW: Tensor, keep: Keep | None = None) -> Tensor:
+        """logits_BK of normalised clips. `keep` replaces the draws of drop path and dropout while training."""
+        if keep is None:
+            return self.forward_head(self.forward_features(clip_BCTHW))
+        return self.forward_head(self.forward_features(clip_BCTHW, keep.branch_DB), keep_BC=keep.head_BC)
 
-    def forward_features(self, clip_BCTHW: Tensor) -> Tensor:
+    def forward_features(self, clip_BCTHW: Tensor, keep_DB: Tensor | None = None) -> Tensor:
         """Normed tokens x_BTHWC of the last stage.
 
         Raises:
@@ -112,17 +114,20 @@ class Vast(nn.Module):
             clip_BCTHW = clip_BCTHW.unsqueeze(2)
         self._check(clip_BCTHW)
         x_BTHWC = clip_BCTHW.permute(0, 2, 3, 4, 1)
-        for stage in self.stages:
-            x_BTHWC = stage(x_BTHWC)
+        depths = [2 * depth for depth in self.config.size.depths]
+        keep_of_stage = [None] * len(depths) if keep_DB is None else torch.split(keep_DB, depths)
+        for stage, keep_of_stage_DB in zip(self.stages, keep_of_stage, strict=True):
+            x_BTHWC = stage(x_BTHWC, keep_of_stage_DB)
         normed_BTHWC: Tensor = self.norm(x_BTHWC)
         return normed_BTHWC
 
-    def forward_head(self, x_BTHWC: Tensor, pre_logits: bool = False) -> Tensor:
+    def forward_head(self, x_BTHWC: Tensor, pre_logits: bool = False, keep_BC: Tensor | None = None) -> Tensor:
         """Average of all tokens, pooled_BC, and from it logits_BK unless `pre_logits`."""
         pooled_BC = x_BTHWC.mean((1, 2, 3), dtype=wide_type(x_BTHWC)).to(x_BTHWC.dtype)
         if pre_logits:
             return pooled_BC
-        logits_BK: Tensor = self.head(self.head_dropout(pooled_BC))
+        kept_BC = self.head_dropout(pooled_BC) if keep_BC is None else pooled_BC * keep_BC.to(pooled_BC.dtype)
+        logits_BK: Tensor = self.head(kept_BC)
         return logits_BK
 
     def get_classifier(self) -> nn.Module:
@@ -138,13 +143,46 @@ class Vast(nn.Module):
         self.head = nn.Identity()
         if num_classes > 0:
             like = self.norm.weight
-            self.head = head = nn.Linear(len(like), num_classes, device=like.device, dtype=like.dtype)
-            _init_small(head)
+            self.head = nn.Linear(len(like), num_classes, device=like.device, dtype=like.dtype)
+            self.init_classifier()
+
+    def init_classifier(self) -> None:
+        """Give the classifier fresh weights in place."""
+        if isinstance(self.head, nn.Linear):
+            _init_small(self.head)
+
+    def first_layer(self) -> nn.Module:
+        """What sees the clip first, and gets its gradient last."""
+        return cast(Stage, self.stages[0]).embed
+
+    def blocks(self) -> list[Block]:
+        """All blocks, from the first stage to the last."""
+        return [cast(Block, block) for stage in self.stages for block in cast(Stage, stage).blocks]
 
     def set_recompute(self, enabled: bool) -> None:
         """Whether blocks are recomputed in the backward pass instead of kept."""
         for stage in self.stages:
             cast(Stage, stage).recompute = enabled
+
+    def branch_rates(self) -> list[float]:
+        """Drop path's probability for each of the D residual branches, from the first block to the last."""
+        return [module.drop_path for module in self.modules() if isinstance(module, Branch)]
+
+    def layer_of_parameter(self) -> dict[str, int]:
+        """For layer-wise learning rates: the number of the block, counted from 0 over all stages, by parameter name.
+
+        The embedding of a stage belongs to its first block; the last norm and the classifier come after all blocks.
+        """
+        depths = self.config.size.depths
+        first = [sum(depths[:stage]) for stage in range(len(depths))]
+
+        def layer(name: str) -> int:
+            part, *path = name.split(".")
+            if part != "stages":
+                return sum(depths)
+            return first[int(path[0])] + (int(path[2]) if path[1] == "blocks" else 0)
+
+        return {name: layer(name) for name, _ in self.named_parameters()}
 
     def no_weight_decay(self) -> set[str]:
         """Names of all parameters that weight decay must leave alone.

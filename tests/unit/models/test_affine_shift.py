@@ -32,8 +32,8 @@ def seen_from(x: Tensor, frames: int, rows: int, columns: int, border: str) -> T
 def formula(v: Tensor, weights: AffineWeights, mixing: Mixing) -> Tensor:
     sources = [(0, -1, 0), (0, 1, 0), (0, 0, -1), (0, 0, 1), (-1, 0, 0), (1, 0, 0)]  # H+ H- W+ W- T+ T-
     s = v.clone()
-    for number in range(mixing.num_directions):
-        if v.shape[1] > 1 or number < 4:
+    for number in range(6):
+        if "hwt"[number // 2] in mixing.axes and (v.shape[1] > 1 or number < 4):
             channels = slice(number * mixing.group_width, (number + 1) * mixing.group_width)
             s[..., channels] = seen_from(v[..., channels], *sources[number], mixing.border)
     u = v if mixing.affine_input == "v" else s
@@ -79,22 +79,22 @@ def grads_of(z: Tensor, v: Tensor, weights: AffineWeights) -> list[Tensor]:
 @pytest.mark.parametrize("path", PATHS)
 def test_forward_and_gradients_equal_the_formula(path, affine_input, kernel):
     generator = torch.Generator().manual_seed(0)
-    for shape, num_directions, border, scale, pool in product(
-        [(2, 3, 4, 2), (1, 1, 3, 2), (2, 2, 1, 1)], (6, 4, 0), ("zero", "replicate"), (True, False), ("clip", "frame")
+    for shape, axes, border, scale, pool in product(
+        [(2, 3, 4, 2), (1, 1, 3, 2), (2, 2, 1, 1)],
+        ("hwt", "hw", "wt", ""),
+        ("zero", "replicate"),
+        (True, False),
+        ("clip", "frame"),
     ):
-        weights, mixing = make_weights(scale, kernel), Mixing(2, num_directions, border, affine_input, pool)
-        if (
-            not fits(path, weights, mixing)
-            or (not num_directions and border != "zero")
-            or (not scale and pool != "clip")
-        ):
+        weights, mixing = make_weights(scale, kernel), Mixing(2, axes, border, affine_input, pool)
+        if not fits(path, weights, mixing) or (not axes and border != "zero") or (not scale and pool != "clip"):
             continue
         v = torch.randn(*shape, C, dtype=torch.float64, generator=generator, requires_grad=True)
-        if path != "plain" and num_directions == 0 and not scale and kernel is None:
+        if path != "plain" and not axes and not scale and kernel is None:
             assert affine_shift(v, weights, mixing, path) is v
             continue
         ours, wanted = affine_shift(v, weights, mixing, path), formula(v, weights, mixing)
-        case = f"{shape} {num_directions} directions {border} scale={scale} {pool}"
+        case = f"{shape} axes={axes!r} {border} scale={scale} {pool}"
         torch.testing.assert_close(ours, wanted, rtol=1e-10, atol=1e-10, msg=lambda text, case=case: f"{case}: {text}")
         for number, (mine, theirs) in enumerate(
             zip(grads_of(ours, v, weights), grads_of(wanted, v, weights), strict=True)
@@ -113,7 +113,7 @@ def test_forward_and_gradients_equal_the_formula(path, affine_input, kernel):
 @pytest.mark.parametrize("path", PATHS)
 def test_rounding_stays_in_its_type(path, affine_input, width, dtype, tolerance):
     dim = 6 * width + 4
-    mixing = Mixing(width, 6, "zero", affine_input, "clip")
+    mixing = Mixing(width, "hwt", "zero", affine_input, "clip")
     weights = make_weights(True, "1x3x3", torch.float32, dim)
     v = torch.randn(2, 4, 6, 6, dim).to(dtype).requires_grad_()
     exact = AffineWeights(*(weight.detach().double().requires_grad_() for weight in weights))
@@ -136,7 +136,7 @@ def relative(x: Tensor, wanted: Tensor) -> float:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_input_may_be_strided_and_gradient_expanded(path):
-    weights, mixing = make_weights(True, "1x3x3"), Mixing(2, 6, "zero", "v", "clip")
+    weights, mixing = make_weights(True, "1x3x3"), Mixing(2, "hwt", "zero", "v", "clip")
     v = torch.randn(2, C, 3, 4, 2, dtype=torch.float64).permute(0, 2, 3, 4, 1).requires_grad_()
     z = affine_shift(v, weights, mixing, path)
     assert z.is_contiguous()
@@ -148,7 +148,7 @@ def test_input_may_be_strided_and_gradient_expanded(path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_frozen_weights_and_no_grad(path):
-    weights, mixing = make_weights(True, "1x3x3"), Mixing(2, 6, "zero", "v", "clip")
+    weights, mixing = make_weights(True, "1x3x3"), Mixing(2, "hwt", "zero", "v", "clip")
     v = torch.randn(1, 2, 3, 3, C, dtype=torch.float64, requires_grad=True)
     frozen = AffineWeights(*(weight.detach() for weight in weights))
     (alone,) = torch.autograd.grad(affine_shift(v, frozen, mixing, path).square().sum(), v)
@@ -158,8 +158,18 @@ def test_frozen_weights_and_no_grad(path):
         assert not affine_shift(v, weights, mixing, path).requires_grad
 
 
+@pytest.mark.parametrize("kernel", ["1x3x3", "3x3x3"])
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients_have_the_strides_of_their_parameters(path, kernel):
+    """Or DDP copies them at each step, with a warning."""
+    weights, mixing = make_weights(True, kernel), Mixing(2, "hwt", "zero", "v", "clip")
+    v = torch.randn(2, 2, 3, 3, C, dtype=torch.float64, requires_grad=True)
+    grads = torch.autograd.grad(affine_shift(v, weights, mixing, path).square().sum(), weights)
+    assert [grad.stride() for grad in grads] == [weight.stride() for weight in weights]
+
+
 def test_second_derivatives_are_refused_but_for_the_plain_path():
-    weights, mixing = make_weights(True, "1x3x3"), Mixing(2, 6, "zero", "v", "clip")
+    weights, mixing = make_weights(True, "1x3x3"), Mixing(2, "hwt", "zero", "v", "clip")
     v = torch.randn(1, 2, 3, 3, C, dtype=torch.float64, requires_grad=True)
     for path in ("eager", "folded"):
         (grad,) = torch.autograd.grad(affine_shift(v, weights, mixing, path).square().sum(), v, create_graph=True)
@@ -171,13 +181,13 @@ def test_second_derivatives_are_refused_but_for_the_plain_path():
 def test_the_registered_operator_keeps_torch_s_rules():
     """Schema, fake tensors, autograd registration and ahead-of-time tracing agree with what runs."""
     for path, affine_input, kernel, scale in [("eager", "s", "3x3x3", True), ("folded", "v", "1x3x3", False)]:
-        weights, mixing = make_weights(scale, kernel), Mixing(2, 6, "zero", affine_input, "clip")
+        weights, mixing = make_weights(scale, kernel), Mixing(2, "hwt", "zero", affine_input, "clip")
         v = torch.randn(2, 3, 3, 2, C, dtype=torch.float64, requires_grad=True)
         torch.library.opcheck(operator._forward, (v, *weights, *mixing, path))
 
 
 def test_the_registered_operator_refuses_second_derivatives():
-    weights, mixing = make_weights(True, "1x3x3"), Mixing(2, 6, "zero", "v", "clip")
+    weights, mixing = make_weights(True, "1x3x3"), Mixing(2, "hwt", "zero", "v", "clip")
     v = torch.randn(1, 2, 3, 3, C, dtype=torch.float64, requires_grad=True)
     z = operator._forward(v, *weights, *mixing, "eager")[0]
     (grad,) = torch.autograd.grad(z.square().sum(), v, create_graph=True)
@@ -219,7 +229,7 @@ def test_compiled_gradients_equal_eager_ones():
 
 
 def test_each_place_has_its_path():
-    weights, mixing = make_weights(True, "1x3x3", torch.float32, 64), Mixing(8, 6, "zero", "v", "clip")
+    weights, mixing = make_weights(True, "1x3x3", torch.float32, 64), Mixing(8, "hwt", "zero", "v", "clip")
     large, small = torch.empty(2, 8, 56, 28, 64), torch.empty(2, 8, 14, 28, 64)  # one thread, see conftest
     assert choose_path(large, weights, mixing) == "folded"
     assert choose_path(small, weights, mixing) == "eager"

@@ -139,7 +139,7 @@ def test_one_frame_leaves_the_temporal_groups_in_place():
 def test_scale_is_computed_in_float32_under_autocast(path):
     block, _ = make_block()
     mixer = block.mixer
-    weights = mixer._weights()._replace(kernel=torch.zeros(24, 1, 3, 3), kernel_bias=torch.zeros(24))
+    weights = mixer.weights()._replace(kernel=torch.zeros(24, 1, 3, 3), kernel_bias=torch.zeros(24))
     mixing = mixer.mixing._replace(group_width=0)
     # 4096 equal values: a bfloat16 running sum would stop growing long before the end.
     v = torch.full((1, 16, 16, 16, 24), 1.01, dtype=torch.bfloat16)

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vast.models.shift import Border, ShiftGroup, moving_groups, regular_groups
+from vast.models.shift import Axes, Border, ShiftGroup, moving_groups, regular_groups
 
 
 def wide_type(x: Tensor) -> torch.dtype:
@@ -40,15 +40,15 @@ class Mixing(NamedTuple):
 
     group_width: int
     """Channels that move in each direction."""
-    num_directions: int
-    """4 (rows and columns) or 6 (frames too); 0 moves nothing."""
+    axes: Axes
+    """Axes along which channels move: h(eight), w(idth) and t(ime)."""
     border: Border
     affine_input: Literal["v", "s"]
     scale_pool: Literal["clip", "frame"]
 
     def groups(self, num_frames: int) -> tuple[ShiftGroup, ...]:
         """The groups that move in a clip of so many frames."""
-        return moving_groups(regular_groups(self.group_width, self.num_directions), num_frames)
+        return moving_groups(regular_groups(self.group_width, self.axes), num_frames)
 
     @property
     def pool_axes(self) -> tuple[int, ...]:

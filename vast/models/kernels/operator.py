@@ -43,6 +43,7 @@ def choose_path(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing) -> Path
         fits = weights.kernel is not None and mixing.scale_pool == "clip"
         return "folded" if fits and _folding_pays(v_BTHWC, mixing) else "eager"
     fits = (weights.kernel is None or weights.kernel.ndim == 4) and v_BTHWC.dtype != torch.float64
+    fits = fits and mixing.axes in ("", "hw", "hwt")  # the kernels tell a channel's direction by its number
     return "triton" if v_BTHWC.is_cuda and fits and why_not_fused() is None else "eager"
 
 
@@ -94,7 +95,7 @@ def _run_forward(
     kernel: Tensor | None,
     kernel_bias: Tensor | None,
     group_width: int,
-    num_directions: int,
+    axes: str,
     border: str,
     affine_input: str,
     scale_pool: str,
@@ -102,7 +103,7 @@ def _run_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """z; what the implementation keeps (or nothing, as an empty tensor); the means; and the three parts of `Scale`."""
     weights = AffineWeights(fc1_weight, fc1_bias, fc2_weight, fc2_bias, kernel, kernel_bias)
-    mixing = Mixing(group_width, num_directions, border, affine_input, scale_pool)  # type: ignore[arg-type]  # schema
+    mixing = Mixing(group_width, axes, border, affine_input, scale_pool)  # type: ignore[arg-type]  # schema
     kernels = _kernels(path)
     v_BTHWC = v_BTHWC.contiguous()
     with _no_autocast(v_BTHWC):
@@ -126,7 +127,7 @@ def _run_backward(
     kernel: Tensor | None,
     kernel_bias: Tensor | None,
     group_width: int,
-    num_directions: int,
+    axes: str,
     border: str,
     affine_input: str,
     scale_pool: str,
@@ -134,7 +135,7 @@ def _run_backward(
 ) -> list[Tensor]:
     """Gradients of v and of the six weights (empty where there is none); `source` is what was kept, or else v."""
     weights = AffineWeights(fc1_weight, fc1_bias, fc2_weight, fc2_bias, kernel, kernel_bias)
-    mixing = Mixing(group_width, num_directions, border, affine_input, scale_pool)  # type: ignore[arg-type]  # schema
+    mixing = Mixing(group_width, axes, border, affine_input, scale_pool)  # type: ignore[arg-type]  # schema
     kernels = _kernels(path)
     grad_BTHWC, source_BTHWC = grad_BTHWC.contiguous(), source_BTHWC.contiguous()
     kept_BTHWC = source_BTHWC if affine_input == "s" and path != "triton" else None
@@ -146,7 +147,10 @@ def _run_backward(
         num_pooled = grad_BTHWC.shape[1:4].numel() // pooled_BTC.shape[1]
         d_v = kernels.value_grad(grad_BTHWC, carried, alpha_BTC, d_pooled_BTC / num_pooled, kernel, mixing)
     d_weights = [
-        grad_BTHWC.new_empty(0) if weight is None or d_weight is None else d_weight.to(weight.dtype).contiguous()
+        # Flattened first: axes of length 1 then have the parameter's own strides too, which DDP asks for.
+        grad_BTHWC.new_empty(0)
+        if weight is None or d_weight is None
+        else d_weight.to(weight.dtype).reshape(-1).view(weight.shape)
         for weight, d_weight in zip(weights, [*d_scale, d_kernel, d_bias], strict=True)
     ]
     return [d_v.contiguous(), *d_weights]

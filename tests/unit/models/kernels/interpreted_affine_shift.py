@@ -34,20 +34,20 @@ def make_weights(dim: int, scale: bool = True, kernel: bool = True) -> AffineWei
 
 @pytest.mark.parametrize("affine_input", ["v", "s"])
 @pytest.mark.parametrize(
-    ("shape", "width", "num_directions", "scale_pool"),
+    ("shape", "width", "axes", "scale_pool"),
     [
-        ((2, 2, 4, 6, 16), 2, 6, "clip"),  # ragged tiles
-        ((2, 3, 2, 2, 16), 2, 6, "frame"),
-        ((1, 1, 2, 17, 13), 2, 6, "clip"),  # one frame, two tiles of columns, odd channels
-        ((1, 2, 1, 1, 8), 1, 6, "clip"),  # a single token a frame
-        ((2, 2, 2, 3, 9), 2, 4, "clip"),
+        ((2, 2, 4, 6, 16), 2, "hwt", "clip"),  # ragged tiles
+        ((2, 3, 2, 2, 16), 2, "hwt", "frame"),
+        ((1, 1, 2, 17, 13), 2, "hwt", "clip"),  # one frame, two tiles of columns, odd channels
+        ((1, 2, 1, 1, 8), 1, "hwt", "clip"),  # a single token a frame
+        ((2, 2, 2, 3, 9), 2, "hw", "clip"),
     ],
     ids=str,
 )
-def test_float32_equals_the_plain_path(shape, width, num_directions, affine_input, scale_pool):
+def test_float32_equals_the_plain_path(shape, width, axes, affine_input, scale_pool):
     torch.manual_seed(0)
     v = torch.randn(shape).requires_grad_()
-    compare(v, make_weights(shape[-1]), Mixing(width, num_directions, "zero", affine_input, scale_pool), 2e-6)
+    compare(v, make_weights(shape[-1]), Mixing(width, axes, "zero", affine_input, scale_pool), 2e-6)
 
 
 @pytest.mark.parametrize("affine_input", ["v", "s"])
@@ -55,7 +55,9 @@ def test_float32_equals_the_plain_path(shape, width, num_directions, affine_inpu
 def test_switched_off_parts(scale, kernel, width, affine_input):
     torch.manual_seed(0)
     v = torch.randn(2, 2, 4, 3, 13).requires_grad_()
-    compare(v, make_weights(13, scale, kernel), Mixing(width, 6 if width else 0, "zero", affine_input, "clip"), 2e-6)
+    compare(
+        v, make_weights(13, scale, kernel), Mixing(width, "hwt" if width else "", "zero", affine_input, "clip"), 2e-6
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -63,14 +65,14 @@ def test_switched_off_parts(scale, kernel, width, affine_input):
 def test_half_precision_rounds_only_at_the_ends(affine_input, dtype):
     torch.manual_seed(0)
     v = torch.randn(1, 2, 3, 18, 64).to(dtype).requires_grad_()
-    compare(v, make_weights(64), Mixing(8, 6, "zero", affine_input, "clip"), 5e-3)
+    compare(v, make_weights(64), Mixing(8, "hwt", "zero", affine_input, "clip"), 5e-3)
 
 
 def test_work_cut_into_many_programs_gives_the_same():
     """Several row chunks, column tiles and channel blocks, and sums over several frames."""
     torch.manual_seed(0)
     v, grad = torch.randn(1, 2, 5, 6, 20), torch.randn(1, 2, 5, 6, 20)
-    weights, mixing, alpha = make_weights(20), Mixing(3, 6, "zero", "v", "clip"), torch.rand(1, 1, 20)
+    weights, mixing, alpha = make_weights(20), Mixing(3, "hwt", "zero", "v", "clip"), torch.rand(1, 1, 20)
     kernel, bias = weights.kernel.detach(), weights.kernel_bias.detach()
     results = []
     for tiles in [kernels.Tiles(8, 32, 5, 1, 4), kernels.Tiles(4, 16, 2, 2, 4)]:
