@@ -13,5 +13,13 @@ class ObjectMissing(StoreError):  # noqa: N818 - says what is so, like the store
     """There is no such object in the store."""
 
 
+class ObjectDamaged(StoreError):  # noqa: N818 - see ObjectMissing
+    """The store answers, but the bytes are not those that were written; asking again does not help."""
+
+
 class DecodeError(RuntimeError):
     """A clip cannot be decoded; the message names the data set, shard and key."""
+
+
+class ReaderError(RuntimeError):
+    """Reader processes cannot be kept alive, or one failed in a way that no sample explains."""

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
-from vast.errors import ObjectMissing, StoreError, UserError
+from vast.errors import ObjectDamaged, ObjectMissing, StoreError, UserError
 
 _CHUNK_BYTES = 1 << 20
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -89,7 +89,8 @@ class Store(Protocol):
         """Read exactly `size_bytes` from `offset`; a body that breaks off is resumed a bounded number of times.
 
         Raises:
-            StoreError: The object ends before the range does, or the body kept breaking off.
+            ObjectDamaged: The object ends before the range does.
+            StoreError: The body kept breaking off.
         """
 
     def get_file(self, key: str, path: str | os.PathLike[str]) -> None:
@@ -311,9 +312,9 @@ def is_temporary(name: str) -> bool:
     return name.startswith(".") and name.endswith(".tmp")
 
 
-def range_error(url: str, key: str, offset: int, size_bytes: int, end: int) -> StoreError:
+def range_error(url: str, key: str, offset: int, size_bytes: int, end: int) -> ObjectDamaged:
     """Return the error of a range that the object does not have; `end` is where its bytes end."""
-    return StoreError(
+    return ObjectDamaged(
         f"{url}: {key} has no bytes {offset}..{offset + size_bytes - 1}: they end at {end}; "
         "the object is shorter than its index says"
     )

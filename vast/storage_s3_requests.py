@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-from vast.errors import ObjectMissing, StoreError, UserError
+from vast.errors import ObjectDamaged, ObjectMissing, StoreError, UserError
 
 # With these pauses some twenty seconds pass before a server that fails at once is given up, so it may be restarted.
 TRIES = 8
@@ -168,6 +168,8 @@ class Requests:
             )
         if code in _ABSENT:
             return ObjectMissing(f"{self._url}: there is no {key}")
+        if code in ("416", "InvalidRange"):
+            return ObjectDamaged(f"{self._url}: {key} ends before the range that was asked for")
         if code == "NoSuchUpload":
             return UploadGone(f"{self._url}: the upload of {key} was ended by someone else")
         if code in _REFUSED:

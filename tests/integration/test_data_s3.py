@@ -1,11 +1,29 @@
-"""Training batches out of a real S3 server are those out of a folder."""
+"""Training batches out of a real S3 server are those out of a folder, whatever happens on the way."""
 
-from collections.abc import Callable
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+import vast.storage_s3_requests
+from tests.integration.faulty_proxy import (
+    CUT_BODY,
+    EMPTY_BODY,
+    ERROR_500,
+    LOST_RESPONSE,
+    RESET_AFTER_HEAD,
+    RESET_BEFORE,
+    RESET_BODY,
+    RESET_IN_HEAD,
+    SLOW_DOWN,
+    FaultyProxy,
+    Request,
+    seeded,
+)
 from vast.data.config import DataConfig
 from vast.data.dataset import ShardDataset
 from vast.data.loader import EvalLoader, TrainLoader
@@ -86,10 +104,12 @@ def remote_url(local_url: str, s3_url: str) -> str:
     return url
 
 
+def config_for(url: str, num_readers: int) -> DataConfig:
+    return DataConfig(url=url, num_frames=4, frame_stride=2, crop_size=32, eval_short_side=32, num_readers=num_readers)
+
+
 def load(url: str, num_readers: int) -> list[torch.Tensor]:
-    config = DataConfig(
-        url=url, num_frames=4, frame_stride=2, crop_size=32, eval_short_side=32, num_readers=num_readers
-    )
+    config = config_for(url, num_readers)
     dataset = ShardDataset(url, "train")
     train = TrainLoader(dataset, config, seed=1, global_batch=3, stop_step=4)
     clips = [batch.clip_BCTHW for _, batches in train for batch in batches]
@@ -118,3 +138,75 @@ def test_a_shard_that_is_gone_is_named(remote_url: str) -> None:
     (batch,) = EvalLoader(dataset, config, "1x1", batch_size=NUM_SAMPLES)
     assert [sample for sample, _ in batch.failed] == list(range(NUM_SAMPLES))
     assert all("train-000000.tar" in reason for _, reason in batch.failed)
+
+
+READ_FAULTS = (
+    *(ERROR_500, SLOW_DOWN, RESET_BEFORE, LOST_RESPONSE, RESET_IN_HEAD),
+    *(RESET_AFTER_HEAD, CUT_BODY, RESET_BODY, EMPTY_BODY),
+)
+
+
+@pytest.fixture
+def proxy(remote_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
+    """A proxy between this process and the server, which has the data set."""
+    monkeypatch.setattr(vast.storage_s3_requests, "FIRST_PAUSE_S", 0.01)
+    with FaultyProxy(os.environ["AWS_ENDPOINT_URL"]) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+@pytest.mark.parametrize("num_readers", [0, 2])
+def test_faults_of_the_store_change_no_batch(
+    local_url: str, remote_url: str, proxy: FaultyProxy, num_readers: int
+) -> None:
+    expected = load(local_url, 0)
+    proxy.schedule = seeded(num_readers, rate=0.6, faults=READ_FAULTS)
+    found = load(remote_url, num_readers)
+    assert proxy.injected.total() > 2
+    assert len(found) == len(expected)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("num_readers", [0, 2])
+def test_an_outage_within_the_patience_is_waited_for(
+    local_url: str, remote_url: str, proxy: FaultyProxy, num_readers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The store gives up after few tries, so that it is the loader that waits.
+    monkeypatch.setattr(vast.storage_s3_requests, "TRIES", 1)
+    dataset = ShardDataset(remote_url, "train")
+    dataset.index.rows(range(NUM_SAMPLES))
+    is_up = threading.Event()
+    proxy.schedule = lambda request, number: None if is_up.is_set() else ERROR_500
+    threading.Timer(3.0, is_up.set).start()
+    config = config_for(remote_url, num_readers).model_copy(update={"reader_timeout_s": 2.0})
+    begun = time.monotonic()
+    (batch,) = next(iter(TrainLoader(dataset, config, seed=1, global_batch=3, stop_step=1)))[1]
+    assert time.monotonic() - begun >= 2.9
+    assert batch.skipped == []
+    assert proxy.injected[ERROR_500] > 2
+    (expected,) = next(
+        iter(
+            TrainLoader(ShardDataset(local_url, "train"), config_for(local_url, 0), seed=1, global_batch=3, stop_step=1)
+        )
+    )[1]
+    assert torch.equal(batch.clip_BCTHW, expected.clip_BCTHW)
+
+
+def test_an_outage_beyond_the_patience_ends_training_and_evaluation(
+    remote_url: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vast.storage_s3_requests, "TRIES", 2)
+    dataset = ShardDataset(remote_url, "train")
+    dataset.index.rows(range(NUM_SAMPLES))
+
+    def broken(request: Request, number: int) -> str:
+        return SLOW_DOWN
+
+    proxy.schedule = broken
+    config = config_for(remote_url, 0).model_copy(update={"store_patience_s": 1.0})
+    with pytest.raises(StoreError, match=r"clip_\d in train-000000\.tar.*SlowDown"):
+        list(TrainLoader(dataset, config, seed=1, global_batch=3, stop_step=1))
+    # It is not that these videos are unreadable.
+    with pytest.raises(StoreError, match="SlowDown"):
+        list(EvalLoader(dataset, config, "1x1", batch_size=2))

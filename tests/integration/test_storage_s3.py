@@ -15,7 +15,7 @@ import pytest
 
 import vast.storage_s3
 import vast.storage_s3_requests
-from vast.errors import ObjectMissing, StoreError, UserError
+from vast.errors import ObjectDamaged, ObjectMissing, StoreError, UserError
 from vast.storage import Store, open_store
 from vast.storage_s3 import S3Store
 
@@ -60,7 +60,7 @@ def test_a_range_past_the_end_is_an_error(s3_url: str) -> None:
     store.put_bytes("a", b"12345")
     with pytest.raises(StoreError, match=r"a has no bytes 3\.\.6"):
         store.get_range("a", 3, 4)
-    with pytest.raises(StoreError):
+    with pytest.raises(ObjectDamaged):
         store.get_range("a", 100, 4)
 
 

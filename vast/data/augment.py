@@ -1,133 +1,143 @@
-"""Crops and flips of uint8 clips, drawn from a given generator, and what the flip does to labels.
+"""Augmentation of clips on the model's device: drawn clip by clip, planned in the reader, carried out in batches.
 
-Every crop is a box of source pixels that is cut out first and then resized: for "scale the short side, then crop" that
-is the same picture, except that a box has whole source pixels, and it touches far fewer of them.
+A clip's parameters come from the generator of its sample alone, and its result from the clip and its parameters alone,
+bit for bit: neither depends on the other clips of the batch. Nothing here waits for the device.
 """
 
-import math
-import re
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 
-from vast.errors import UserError
-
-_SIDE_WORD = re.compile(r"\b(left|right)\b", re.IGNORECASE)
-_BOX_TRIES = 10
-
-
-class Box(NamedTuple):
-    """A rectangle of source pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+from vast.data import clip_ops
+from vast.data.clip_ops import KERNELS, ClipOp
+from vast.data.config import AugmentConfig
+from vast.data.erasing import Erasure, draw_erasures, erase
+from vast.data.randaugment import draw_color_jitter, draw_randaugment
 
 
-def random_resized_box(
-    height: int, width: int, area: tuple[float, float], aspect: tuple[float, float], rng: np.random.Generator
-) -> Box:
-    """Draw a box whose share of the area is uniform in `area` and whose width / height is log-uniform in `aspect`.
+class AugmentParams(NamedTuple):
+    """What happens to one clip; by default nothing."""
 
-    After ten shapes that do not fit it takes the largest central box of an allowed shape, as torchvision does.
-    """
-    for _ in range(_BOX_TRIES):
-        pixels = height * width * rng.uniform(*area)
-        shape = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
-        box_width, box_height = round(math.sqrt(pixels * shape)), round(math.sqrt(pixels / shape))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            top, left = rng.integers(height - box_height + 1), rng.integers(width - box_width + 1)
-            return Box(int(top), int(left), box_height, box_width)
-    shape = min(max(width / height, aspect[0]), aspect[1])
-    box_width = max(1, min(width, round(height * shape)))
-    box_height = max(1, min(height, round(width / shape)))
-    return Box((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+    ops: tuple[ClipOp, ...] = ()
+    """Operations on its uint8 values, in order."""
+    erasures: tuple[Erasure, ...] = ()
+    """Boxes to fill after normalising, in order."""
 
 
-def jittered_box(height: int, width: int, crop_size: int, short_side: tuple[int, int], rng: np.random.Generator) -> Box:
-    """Draw a square that is `crop_size` wide after the short side was scaled to a random length in `short_side`."""
-    scaled = int(rng.integers(short_side[0], short_side[1] + 1))
-    side = _square(height, width, crop_size, scaled)
-    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-    return Box(int(top), int(left), side, side)
+class Round(NamedTuple):
+    """One operation on some clips of a batch, each with arguments of its own."""
+
+    kind: str
+    """A key of KERNELS."""
+    num_clips: int
+    num_args: int
+    """Arguments of each clip."""
 
 
-def view_box(height: int, width: int, crop_size: int, short_side: int, view: int = 0, num_views: int = 1) -> Box:
-    """Return the square of one spatial view: the centre, or one of several spread over the longer side, first to last.
+@dataclass(frozen=True)
+class AugmentBatch:
+    """What happens to the clips of a batch."""
+
+    rounds: tuple[Round, ...]
+    """Operations, in order."""
+    numbers: Tensor
+    """float32, one row, so that one transfer takes them all: of each round its clips' places, then their arguments."""
+    erasures: tuple[tuple[int, Erasure], ...]
+    """Boxes to fill after normalising: the clip's place, and the box."""
+
+    def to(self, device: torch.device) -> "AugmentBatch":
+        """Return this batch with its numbers on a device, on their way there without waiting."""
+        numbers = self.numbers
+        if device.type == "cuda" and numbers.device.type == "cpu":
+            numbers = numbers.pin_memory()
+        return replace(self, numbers=numbers.to(device, non_blocking=True))
+
+
+def draw_augment(config: AugmentConfig, size: int, rng: np.random.Generator) -> AugmentParams:
+    """Draw what happens to one clip: colour jitter, RandAugment, greying, erasing, in this order.
 
     Args:
-        height: Rows of the source.
-        width: Columns of the source.
-        crop_size: Side of the crop after scaling.
-        short_side: Length to which the short side is scaled.
-        view: Number of the spatial view; 0 is the left or upper end.
-        num_views: Number of spatial views.
+        config: What to draw from.
+        size: Side of the clip, pixels.
+        rng: Where all randomness comes from.
     """
-    side = _square(height, width, crop_size, short_side)
-    top, left = (height - side) // 2, (width - side) // 2
-    if num_views > 1:
-        if width >= height:
-            left = (width - side) * view // (num_views - 1)
-        else:
-            top = (height - side) * view // (num_views - 1)
-    return Box(top, left, side, side)
+    ops = draw_color_jitter(config, rng) + draw_randaugment(config, size, rng)
+    if config.grayscale_prob and rng.random() < config.grayscale_prob:
+        ops.append(clip_ops.color(0.0))
+    return AugmentParams(tuple(ops), draw_erasures(config, size, rng))
 
 
-def _square(height: int, width: int, crop_size: int, short_side: int) -> int:
-    return max(1, round(min(height, width) * crop_size / short_side))
+def collate_augment(params: Sequence[AugmentParams]) -> AugmentBatch:
+    """Plan the augmentation of a batch.
 
-
-def crop_resize(frames_TCHW: Tensor, box: Box, size: int) -> Tensor:
-    """Cut the same box out of all frames and resize it to `size` x `size`: bilinear, with antialiasing.
-
-    Stays in uint8 and channels_last, where torch has vector code: about 8 times as fast as through float, and within
-    one grey level of it.
+    Args:
+        params: Of each clip, in the order of the batch.
     """
-    cut_TCHW = frames_TCHW[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
-    return F.interpolate(
-        cut_TCHW.contiguous(memory_format=torch.channels_last), size=(size, size), mode="bilinear", antialias=True
-    )
+    rounds, numbers = [], []
+    for kind, ops in _rounds([clip.ops for clip in params]):
+        args = np.array([op.args for op in ops.values()], dtype=np.float32)
+        rounds.append(Round(kind, *args.shape))
+        numbers += [np.array(list(ops), dtype=np.float32), args.reshape(-1)]
+    row = np.concatenate(numbers) if numbers else np.empty(0, dtype=np.float32)
+    erasures = tuple((place, erasure) for place, clip in enumerate(params) for erasure in clip.erasures)
+    return AugmentBatch(tuple(rounds), torch.from_numpy(row), erasures)
 
 
-def flip_table(classes: Sequence[str]) -> NDArray[np.int64]:
-    """Return the label that each label turns into when the picture is mirrored.
+def _rounds(ops_of_clips: Sequence[tuple[ClipOp, ...]]) -> Iterator[tuple[str, dict[int, ClipOp]]]:
+    """Yield the kind that most clips wait for, with their places and operations, until none waits.
 
-    A class that has the words left or right in its name becomes the class with these words swapped; all others stay.
-    On Something-Something v2 these are the three official pairs.
-
-    Raises:
-        UserError: A class names left or right, and the list has no such twin.
+    Each clip's own order holds, and a batch needs about as many rounds as there are kinds rather than operations.
     """
-    label_of = {name: label for label, name in enumerate(classes)}
-    table = np.arange(len(classes))
-    orphans = []
-    for label, name in enumerate(classes):
-        if not _SIDE_WORD.search(name):
-            continue
-        twin = label_of.get(_SIDE_WORD.sub(_other_side, name))
-        if twin is None:
-            orphans.append(name)
-        else:
-            table[label] = twin
-    if orphans:
-        shown = ", ".join(repr(name) for name in orphans[:5]) + (", …" if len(orphans) > 5 else "")
-        raise UserError(
-            f"data.flip: label_aware cannot mirror {len(orphans)} of {len(classes)} classes, as no class is their name "
-            f"with left and right swapped: {shown}; use flip=none, or flip=plain if their sides do not matter"
-        )
-    return table
+    waiting = {place: deque(ops) for place, ops in enumerate(ops_of_clips) if ops}
+    while waiting:
+        kind = Counter(queue[0].kind for queue in waiting.values()).most_common(1)[0][0]
+        yield kind, {place: queue.popleft() for place, queue in waiting.items() if queue[0].kind == kind}
+        waiting = {place: queue for place, queue in waiting.items() if queue}
 
 
-def _other_side(match: re.Match[str]) -> str:
-    word = match[0]
-    other = "right" if word.lower() == "left" else "left"
-    return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+def apply_augment(
+    clip_BCTHW: Tensor, augment: AugmentBatch | None, mean: Sequence[float], std: Sequence[float]
+) -> Tensor:
+    """Augment and normalise a batch.
+
+    Args:
+        clip_BCTHW: uint8; left as it is.
+        augment: The plan of collate_augment; None only normalises.
+        mean: One value a channel, of values in 0..1.
+        std: One value a channel, of values in 0..1.
+
+    Returns:
+        float32 clips of the same shape on the same device.
+    """
+    if augment is None:
+        return normalise(clip_BCTHW, mean, std)
+    normal_BCTHW = normalise(_carry_out(clip_BCTHW, augment.to(clip_BCTHW.device)), mean, std)
+    for place, erasure in augment.erasures:
+        erase(normal_BCTHW[place], erasure)
+    return normal_BCTHW
+
+
+def _carry_out(clip_BCTHW: Tensor, augment: AugmentBatch) -> Tensor:
+    if augment.rounds:
+        clip_BCTHW = clip_BCTHW.clone()
+    start = 0
+    for kind, num_clips, num_args in augment.rounds:
+        middle, end = start + num_clips, start + num_clips * (1 + num_args)
+        place_N = augment.numbers[start:middle].long()
+        args_NK = augment.numbers[middle:end].view(num_clips, num_args)
+        if clip_BCTHW.is_cuda:
+            clip_BCTHW.index_copy_(0, place_N, KERNELS[kind](clip_BCTHW.index_select(0, place_N), args_NK))
+        else:  # clip by clip, in memory that is already there: half the time
+            for place in range(num_clips):
+                clip_1CTHW = clip_BCTHW.narrow(0, int(place_N[place]), 1)
+                clip_1CTHW.copy_(KERNELS[kind](clip_1CTHW, args_NK[place : place + 1]))
+        start = end
+    return clip_BCTHW
 
 
 def normalise(clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
+from vast.data.images import decode_image, is_jpeg
 from vast.errors import DecodeError
 
 # FFmpeg inside decord writes to stderr on its own; what matters comes back as an exception.
@@ -41,19 +43,21 @@ def decode_frames(data: bytes, indices: NDArray[np.int64]) -> Tensor:
     """Decode the frames at `indices` of a video; in any order, an index may occur several times.
 
     Args:
-        data: The encoded file, an mp4.
+        data: The encoded file: an mp4, or a JPEG, which is a video of one frame.
         indices: Frame numbers, counted from 0.
 
     Returns:
         frames_TCHW, uint8 RGB, in channels_last layout, which is what both the decoder and the resize work in.
 
     Raises:
-        DecodeError: The bytes are no mp4, are damaged, or have fewer frames than asked for.
+        DecodeError: The bytes are neither, are damaged, or have fewer frames than asked for.
     """
     # T frames of C = 3 channels, H rows, W columns.
+    if is_jpeg(data):
+        return decode_image(data, indices)
     if data[4:8] != b"ftyp":
         # decord would say no more than this, but first print the bytes themselves to stderr.
-        raise DecodeError(f"{len(data)} bytes that begin with {data[:12]!r} are no mp4")
+        raise DecodeError(f"{len(data)} bytes that begin with {data[:12]!r} are no mp4 and no JPEG")
     wanted, position_T = np.unique(indices, return_inverse=True)
     try:
         # One reader for one clip: a reader that is kept reads ahead without a bound.
@@ -61,12 +65,13 @@ def decode_frames(data: bytes, indices: NDArray[np.int64]) -> Tensor:
         num_found = len(reader)
         if wanted[-1] >= num_found:
             raise DecodeError(f"frame {wanted[-1]} was asked for, the video has frames 0..{num_found - 1}")
-        frames_THWC = reader.get_batch(wanted).asnumpy()
+        # Shares decord's memory: asnumpy() would copy the frames once more.
+        frames_THWC = from_dlpack(reader.get_batch(wanted).to_dlpack())
     except DecodeError:
         raise
     except _FAULTS as error:
         lines = str(error).strip().splitlines() or [""]
         raise DecodeError(f"decord cannot decode {len(data)} bytes: {type(error).__name__} {lines[0]}") from error
     if not np.array_equal(wanted, indices):
-        frames_THWC = frames_THWC[position_T]
-    return torch.from_numpy(frames_THWC).permute(0, 3, 1, 2)
+        frames_THWC = frames_THWC[torch.from_numpy(position_T)]
+    return frames_THWC.permute(0, 3, 1, 2)

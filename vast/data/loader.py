@@ -1,36 +1,24 @@
-"""Batches for training and evaluation: the order decides, readers decode, this module hands over.
+"""Batches for training and evaluation: the order decides, readers decode, this module hands over."""
 
-Reader processes come from a fork server. A plain fork would copy the locks of a training process's threads (CUDA,
-gRPC, OpenMP) in an unknown state. Spawned ones each import torch again (about two seconds), and with torch 2.13
-some abort when they exit ("terminate called without an active exception", no data needed). The server is a clean
-process that has the imports done, so later readers start in a fraction of a second and evaluation can afford new ones.
-"""
-
-import multiprocessing
-import os
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any, TypeVar, cast
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
-from vast.data.augment import flip_table
+from vast.data.augment import AugmentParams, collate_augment
+from vast.data.cache import DiskCache
 from vast.data.config import DataConfig
 from vast.data.dataset import ShardDataset
+from vast.data.fetch import SampleSource
+from vast.data.flip import flip_table
 from vast.data.order import micro_batches, rank_range, split_global_batch, step_content, steps_per_epoch
-from vast.data.reader import EvalBatch, EvalReader, Request, TrainBatch, TrainReader
-from vast.data.sampling import views
-from vast.dataset_format import SampleRow
-from vast.errors import DecodeError, UserError
+from vast.data.protocols import resolve_protocol
+from vast.data.reader import EvalBatch, EvalReader, Job, Request, TrainBatch, TrainReader
+from vast.data.readers import Answer, answers
+from vast.errors import UserError
 
-# A dead reader is looked for this often while waiting.
-_POLL_S = 1.0
-_REQUESTS_AHEAD = 2
-
-Batch = TypeVar("Batch", TrainBatch, EvalBatch)
+_GIGABYTE = 1e9
 
 
 class TrainLoader:
@@ -39,6 +27,9 @@ class TrainLoader:
     A step's global batch is `order(seed, epoch)[s * G : (s + 1) * G]`; this loader yields the slice of one rank in
     `accumulation` micro-batches of `micro_batch` clips each. Neither the number of ranks nor that of readers changes
     a sample or its augmentation, and to resume is to begin at another step.
+
+    A sample that is damaged, or that readers crash or hang over, keeps its places with weight 0, so that all ranks keep
+    their shapes and steps; it is named in `skipped`.
 
     Args:
         dataset: The training split.
@@ -52,10 +43,10 @@ class TrainLoader:
         stop_step: The step before which to stop, counted from the start of the run.
 
     Raises:
-        UserError: The global batch does not fit the ranks or the split, samples have no label, or label_aware flipping
-            does not fit the classes. While iterating: the store refuses.
-        DecodeError: While iterating: a clip cannot be decoded, or a reader died or hung.
-        StoreError: While iterating: a sample cannot be read.
+        UserError: The global batch does not fit the ranks, the repeats or the split, samples have no label, or
+            label_aware flipping does not fit the classes. While iterating: the store refuses.
+        StoreError: While iterating: a shard is not there, or the store has not answered for `data.store_patience_s`.
+        ReaderError: While iterating: readers die for no reason that a sample gives.
     """
 
     def __init__(
@@ -71,9 +62,12 @@ class TrainLoader:
         start_step: int = 0,
         stop_step: int,
     ) -> None:
-        self.steps_per_epoch = steps_per_epoch(len(dataset), global_batch)
+        self.steps_per_epoch = steps_per_epoch(len(dataset), global_batch, config.repeats)
         self.micro_batch, self.accumulation = split_global_batch(
-            global_batch, num_ranks, global_batch if max_micro_batch is None else max_micro_batch
+            global_batch,
+            num_ranks,
+            global_batch if max_micro_batch is None else max_micro_batch,
+            config.clips_together,
         )
         self._dataset = dataset
         self._config = config
@@ -98,16 +92,36 @@ class TrainLoader:
         return len(self._steps)
 
     def __iter__(self) -> Iterator[tuple[int, list[TrainBatch]]]:
-        reader = TrainReader(self._dataset.source, self._config, self._seed, self._flip)
-        answers: Iterator[TrainBatch] = _answers(reader, self._requests(), self._config)
-        for step in self._steps:
-            yield step, [next(answers) for _ in range(self.accumulation)]
+        reader = TrainReader(_source(self._dataset, self._config), self._config, self._seed, self._flip)
+        coming = answers(
+            reader,
+            self._requests(),
+            num_readers=self._config.num_readers,
+            max_places=self.micro_batch,
+            # A caller may still have the last step's batches when it asks for the next ones.
+            held=2 * self.accumulation,
+            timeout_s=self._config.reader_timeout_s,
+        )
+        with contextlib.closing(coming):
+            for step in self._steps:
+                yield step, [_train_batch(next(coming)) for _ in range(self.accumulation)]
 
     def _requests(self) -> Iterator[Request]:
+        config = self._config
         for step in self._steps:
-            content = step_content(self._seed, step, self._global_batch, len(self._dataset))
-            for samples in micro_batches(content.samples, self._rank, self._num_ranks, self.micro_batch):
-                yield Request(f"step {step}", _with_rows(self._dataset, samples.tolist()), step, content.epoch)
+            content = step_content(
+                self._seed,
+                step,
+                self._global_batch,
+                len(self._dataset),
+                repeats=config.repeats,
+                chunk_samples=config.chunk_samples,
+            )
+            first = self._rank * self._global_batch // self._num_ranks
+            parts = micro_batches(content.samples, self._rank, self._num_ranks, self.micro_batch)
+            for number, samples in enumerate(parts):
+                jobs = _jobs(self._dataset, samples.tolist(), content.epoch)
+                yield Request(jobs, len(samples), step, content.epoch, first + number * self.micro_batch)
 
 
 class EvalLoader:
@@ -119,14 +133,16 @@ class EvalLoader:
     Args:
         dataset: The evaluated split.
         config: How clips are drawn.
-        protocol: Temporal clips x spatial crops, such as 4x3.
+        protocol: Temporal clips x spatial crops, such as 4x3, or a named one of vast.data.protocols.
         batch_size: Videos of a batch; it holds `batch_size * V` clips.
         rank: Number of this rank.
         num_ranks: Number of ranks.
+        samples: Numbers of the samples to read instead of a rank's share of the split.
 
     Raises:
-        UserError: The protocol is malformed. While iterating: the store refuses.
-        DecodeError: While iterating: a reader died or hung.
+        UserError: The protocol is malformed or not for this model. While iterating: the store refuses.
+        StoreError: While iterating: the store has not answered for `data.store_patience_s`.
+        ReaderError: While iterating: readers die for no reason that a sample gives.
     """
 
     def __init__(
@@ -138,113 +154,95 @@ class EvalLoader:
         batch_size: int,
         rank: int = 0,
         num_ranks: int = 1,
+        samples: Sequence[int] | None = None,
     ) -> None:
-        self.views = views(protocol)
+        resolved = resolve_protocol(protocol, config)
+        self.views = resolved.views
         self._dataset = dataset
-        self._config = config
+        self._config = resolved.applied_to(config)
         self._batch_size = batch_size
-        self._samples = rank_range(len(dataset), rank, num_ranks)
+        self._samples = rank_range(len(dataset), rank, num_ranks) if samples is None else samples
 
     def __len__(self) -> int:
         return -(-len(self._samples) // self._batch_size)
 
     def __iter__(self) -> Iterator[EvalBatch]:
-        reader = EvalReader(self._dataset.source, self._config, self.views)
-        answers: Iterator[EvalBatch] = _answers(reader, self._requests(), self._config)
-        return answers
+        reader = EvalReader(_source(self._dataset, self._config), self._config, self.views)
+        coming = answers(
+            reader,
+            self._requests(),
+            num_readers=self._config.num_readers,
+            max_places=self._batch_size,
+            held=2,
+            timeout_s=self._config.reader_timeout_s,
+        )
+        with contextlib.closing(coming):
+            for answer in coming:
+                yield _eval_batch(answer)
 
     def _requests(self) -> Iterator[Request]:
         for start in range(0, len(self._samples), self._batch_size):
             samples = self._samples[start : start + self._batch_size]
-            yield Request(f"samples {samples[0]}..{samples[-1]}", _with_rows(self._dataset, samples))
+            yield Request(_jobs(self._dataset, samples), len(samples))
 
 
-def _with_rows(dataset: ShardDataset, samples: Sequence[int]) -> list[tuple[int, SampleRow]]:
-    """Look a batch's samples up at once: parts of the index that are not in memory yet come together."""
-    return list(zip(samples, dataset.index.rows(samples), strict=True))
+def _source(dataset: ShardDataset, config: DataConfig) -> SampleSource:
+    cache = DiskCache(config.cache_dir, int(config.cache_gb * _GIGABYTE)) if config.cache_dir else None
+    return SampleSource(dataset.url, config.store_patience_s, cache)
 
 
-class _Noted:
-    """Passes requests on and remembers those without an answer, to name them when a reader is lost."""
-
-    def __init__(self, requests: Iterable[Request]) -> None:
-        self._requests = requests
-        self.unanswered: deque[Request] = deque()
-
-    def __iter__(self) -> Iterator[Request]:
-        for request in self._requests:
-            self.unanswered.append(request)
-            yield request
+def _jobs(dataset: ShardDataset, samples: Sequence[int], epoch: int = 0) -> list[Job]:
+    """Return a job for each different sample, with the places where it stands."""
+    places: dict[int, list[int]] = {}
+    for place, sample in enumerate(samples):
+        places.setdefault(sample, []).append(place)
+    # Looked up at once: parts of the index that are not in memory yet come together.
+    rows = dataset.index.rows(list(places))
+    return [Job(sample, row, tuple(places[sample]), epoch) for sample, row in zip(places, rows, strict=True)]
 
 
-def _answers(reader: TrainReader | EvalReader, requests: Iterable[Request], config: DataConfig) -> Iterator[Batch]:
-    """Yield the answer to each request, in order, and raise those that are errors."""
-    noted = _Noted(requests)
-    loader = DataLoader(
-        cast(Any, reader),
-        batch_size=None,
-        sampler=noted,
-        num_workers=config.num_readers,
-        collate_fn=_as_it_is,
-        # A private generator: otherwise each iteration would draw from the global one, and a resumed run differ.
-        generator=torch.Generator(),
-        **(_process_options(config) if config.num_readers else {}),
+def _train_batch(answer: Answer) -> TrainBatch:
+    request = answer.request
+    B = request.num_places
+    sample_B, label_B = torch.empty(B, dtype=torch.int64), torch.empty(B, dtype=torch.int64)
+    weight_B = torch.ones(B)
+    augment_B = [AugmentParams()] * B
+    skipped: list[tuple[int, str]] = []
+    times: dict[str, float] = {}
+    for job, filled in zip(request.jobs, answer.filled, strict=True):
+        places = torch.tensor(job.places)
+        sample_B[places] = job.sample
+        if filled.damage:
+            skipped.append((job.sample, filled.damage))
+            weight_B[places] = 0
+            label_B[places] = job.row.label
+            answer.pixels[places] = 0
+        else:
+            label_B[places] = torch.tensor(filled.labels)
+            for place, params in zip(job.places, filled.augment, strict=True):
+                augment_B[place] = params
+        for name, seconds in filled.times.items():
+            times[name] = times.get(name, 0.0) + seconds
+    return TrainBatch(
+        step=request.step,
+        epoch=request.epoch,
+        sample_B=sample_B,
+        clip_BCTHW=answer.pixels,
+        label_B=label_B,
+        position_B=torch.arange(request.position, request.position + B),
+        weight_B=weight_B,
+        augment=collate_augment(augment_B),
+        skipped=skipped,
+        times=times,
     )
-    waiting = iter(loader)
-    while True:
-        try:
-            answer = _next_answer(waiting, noted, config)
-        except StopIteration:
-            return
-        noted.unanswered.popleft()
-        if isinstance(answer, Exception):
-            raise answer
-        yield answer
 
 
-def _process_options(config: DataConfig) -> dict[str, Any]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["vast.data.reader"])
-    return {
-        "multiprocessing_context": context,
-        # The server keeps the environment of its own start; credentials may have come later.
-        "worker_init_fn": partial(_take_environment, dict(os.environ)),
-        "prefetch_factor": _REQUESTS_AHEAD,
-        "timeout": min(_POLL_S, config.reader_timeout_s),
-    }
-
-
-def _take_environment(environment: dict[str, str], reader_id: int) -> None:
-    os.environ.clear()
-    os.environ.update(environment)
-
-
-def _as_it_is(answer: Any) -> Any:
-    return answer
-
-
-def _next_answer(waiting: Iterator[Any], noted: _Noted, config: DataConfig) -> Any:
-    """Wait for one answer, in short turns, until the deadline; torch looks for dead readers at the end of each turn."""
-    waited_s = 0.0
-    while True:
-        try:
-            return next(waiting)
-        except RuntimeError as error:
-            timed_out = "timed out after" in str(error)
-            if not timed_out and "exited unexpectedly" not in str(error):
-                raise
-            waited_s += min(_POLL_S, config.reader_timeout_s)
-            if timed_out and waited_s < config.reader_timeout_s:
-                continue
-            raise DecodeError(_lost_reader(noted, timed_out, waited_s, error)) from error
-
-
-def _lost_reader(noted: _Noted, timed_out: bool, waited_s: float, error: Exception) -> str:
-    suspects = list(noted.unanswered)
-    if timed_out:
-        # Answers come in order, so the oldest request is the one that hangs.
-        suspects = suspects[:1]
-    keys = ", ".join(f"{row.key} ({row.shard})" for request in suspects for _, row in request.samples)
-    fate = f"gave no batch for {waited_s:.0f} s (data.reader_timeout_s)" if timed_out else f"was lost ({error})"
-    awaited = noted.unanswered[0].what if noted.unanswered else "nothing"
-    return f"a reader {fate} while {awaited} was awaited; it was decoding one of: {keys}"
+def _eval_batch(answer: Answer) -> EvalBatch:
+    jobs, filled = answer.request.jobs, answer.filled
+    good = [number for number, result in enumerate(filled) if not result.damage]
+    return EvalBatch(
+        sample_B=torch.tensor([jobs[number].sample for number in good], dtype=torch.int64),
+        clip_BVCTHW=answer.pixels if len(good) == len(jobs) else answer.pixels[good],
+        label_B=torch.tensor([jobs[number].row.label for number in good], dtype=torch.int64),
+        failed=[(job.sample, result.damage) for job, result in zip(jobs, filled, strict=True) if result.damage],
+    )

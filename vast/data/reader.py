@@ -1,46 +1,122 @@
-"""What a reader does: requests in, batches of clips out.
+"""What a reader does with one sample: the clips that a batch wants of it, written into their places in the batch.
 
-A request carries the index rows of its samples, so a reader needs neither the index nor any state, and any reader
-answers any request alike. Errors come back as values: an exception that crosses a process becomes another one.
+A job carries the index row of its sample, so a reader needs neither the index nor any state, and any reader answers any
+job alike. Where readers run, and what becomes of those that crash or hang, is the business of vast.data.readers.
 """
 
+import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vast.data.augment import crop_resize, jittered_box, random_resized_box, view_box
+from vast.data.augment import AugmentBatch, AugmentParams, draw_augment
 from vast.data.config import DataConfig
-from vast.data.dataset import SampleSource
+from vast.data.crop import Box, crop_resize, jittered_box, random_resized_box, view_box
 from vast.data.decode import decode_frames
+from vast.data.fetch import SampleSource
 from vast.data.order import sample_rng
 from vast.data.sampling import Views, dense_test, dense_train, uniform_test, uniform_train
 from vast.dataset_format import SampleRow
-from vast.errors import DecodeError, StoreError, UserError
+from vast.errors import DecodeError, ObjectDamaged, ObjectMissing
 
 _FLIP_SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Request:
-    """Samples that make one batch."""
+class Job:
+    """One sample of a batch, decoded in one go."""
 
-    what: str
-    """The request, for people."""
-    samples: Sequence[tuple[int, SampleRow]]
-    """Number of each sample in the split, and its row of the index."""
-    step: int = 0
-    """Step that the batch belongs to; training only."""
+    sample: int
+    """Its number in the split."""
+    row: SampleRow
+    """Its row of the index."""
+    places: tuple[int, ...]
+    """The rows of the batch that it fills; with repeated augmentation copy 0, 1 and so on."""
     epoch: int = 0
     """Epoch that the batch belongs to; training only."""
 
 
 @dataclass(frozen=True)
+class Request:
+    """Jobs that make one batch."""
+
+    jobs: Sequence[Job]
+    num_places: int
+    """Rows of the batch; each belongs to one job."""
+    step: int = 0
+    """Step that the batch belongs to; training only."""
+    epoch: int = 0
+    """Epoch that the batch belongs to; training only."""
+    position: int = 0
+    """Place of the batch's first row in the step's global batch; training only."""
+
+
+@dataclass(frozen=True)
+class Filled:
+    """What a job gave besides pixels."""
+
+    labels: tuple[int, ...] = ()
+    """The label of each place."""
+    augment: tuple[AugmentParams, ...] = ()
+    """Parameters of the augmentation on the device for each place; training only."""
+    damage: str = ""
+    """Why the sample cannot be used, and its places hold nothing of worth; empty: all is well."""
+    times: dict[str, float] = field(default_factory=dict)
+    """Seconds spent: store (waiting for bytes), decode, crop."""
+
+
+class SampleReader(Protocol):
+    """Makes the clips of one sample; it may be pickled."""
+
+    source: SampleSource
+    unusable: tuple[type[Exception], ...]
+    """What is wrong with one sample alone, and ends nothing."""
+
+    @property
+    def place_shape(self) -> tuple[int, ...]:
+        """Shape of one row of a batch, uint8."""
+
+    def fill(self, job: Job, data: bytes, places: Sequence[Tensor]) -> Filled:
+        """Decode a sample and write into its places.
+
+        Raises:
+            DecodeError: The bytes cannot be decoded.
+        """
+
+
+class Coming(Protocol):
+    """Bytes that may still be on their way, as a Future is."""
+
+    def result(self) -> bytes:
+        """Wait for them; raises what went wrong."""
+
+
+def fill(reader: SampleReader, job: Job, coming: Coming, places: Sequence[Tensor]) -> Filled:
+    """Do a job: wait for its bytes, decode, write into its places; a sample that cannot be used is no error.
+
+    Raises:
+        StoreError: The sample cannot be read, which is not its own fault.
+        UserError: The store refuses.
+    """
+    begun = time.perf_counter()
+    try:
+        data = coming.result()
+        waited_s = time.perf_counter() - begun
+        filled = reader.fill(job, data, places)
+    except reader.unusable as error:
+        return Filled(damage=str(error), times={"store": time.perf_counter() - begun})
+    return replace(filled, times={"store": waited_s, **filled.times})
+
+
+@dataclass(frozen=True)
 class TrainBatch:
-    """One micro-batch of augmented clips.
+    """One micro-batch of cropped clips.
 
     B clips of C = 3 channels, T frames, H rows and W columns.
     """
@@ -50,9 +126,19 @@ class TrainBatch:
     sample_B: Tensor
     """Number of each sample in the split, int64."""
     clip_BCTHW: Tensor
-    """uint8 RGB; augment.normalise makes floats of it on the device."""
+    """uint8 RGB; apply_augment or normalise makes floats of it on the device."""
     label_B: Tensor
     """Label ids, int64; a mirrored clip has its mirrored label."""
+    position_B: Tensor
+    """Place of each clip in the step's global batch, int64; it does not depend on the rank."""
+    weight_B: Tensor
+    """float32: 1, or 0 for a skipped sample, whose clip is all zeros."""
+    augment: AugmentBatch | None = None
+    """Parameters of the augmentation on the device, drawn for each clip."""
+    skipped: list[tuple[int, str]] = field(default_factory=list)
+    """Number of each skipped sample, and why."""
+    times: dict[str, float] = field(default_factory=dict)
+    """Seconds that readers spent on this batch, added up over its samples: store, decode, crop."""
 
 
 @dataclass(frozen=True)
@@ -73,100 +159,119 @@ class EvalBatch:
 
 
 class TrainReader:
-    """Answers requests with augmented micro-batches. All randomness comes from (seed, epoch, sample)."""
+    """Draws clips for training. All that is random about one comes from (seed, epoch, sample, copy)."""
+
+    unusable: tuple[type[Exception], ...] = (ObjectDamaged, DecodeError)
 
     def __init__(self, source: SampleSource, config: DataConfig, seed: int, flip: NDArray[np.int64] | None) -> None:
-        self._source = source
+        self.source = source
         self._config = config
         self._seed = seed
         self._flip = flip
 
-    def __getitem__(self, request: Request) -> TrainBatch | Exception:
-        config = self._config
-        size = config.crop_size
-        clip_BCTHW = torch.empty((len(request.samples), 3, config.num_frames, size, size), dtype=torch.uint8)
-        labels = []
-        try:
-            for b, (sample, row) in enumerate(request.samples):
-                rng = sample_rng(self._seed, request.epoch, sample)
-                frames_TCHW, label = self._augmented(row, rng)
-                clip_BCTHW[b] = frames_TCHW.transpose(0, 1)
-                labels.append(label)
-        except (DecodeError, StoreError, UserError) as error:
-            return error
-        sample_B = torch.tensor([sample for sample, _ in request.samples])
-        return TrainBatch(request.step, request.epoch, sample_B, clip_BCTHW, torch.tensor(labels))
+    @property
+    def place_shape(self) -> tuple[int, ...]:
+        """Of one clip: C, T, H, W."""
+        return 3, self._config.num_frames, self._config.crop_size, self._config.crop_size
 
-    def _augmented(self, row: SampleRow, rng: np.random.Generator) -> tuple[Tensor, int]:
+    def fill(self, job: Job, data: bytes, places: Sequence[Tensor]) -> Filled:
+        """See SampleReader; the frames that the copies share are decoded once."""
+        config = self._config
+        rngs = [sample_rng(self._seed, job.epoch, job.sample, copy) for copy in range(len(places))]
+        begun = time.perf_counter()
+        frames_NCHW, copies = _decoded(self.source, job.row, data, [self._indices(job.row, rng) for rng in rngs])
+        decoded = time.perf_counter()
+        labels: list[int] = []
+        augment: list[AugmentParams] = []
+        for clip_CTHW, frames_T, rng in zip(places, copies, rngs, strict=True):
+            box = self._box(frames_NCHW.shape[-2], frames_NCHW.shape[-1], rng)
+            crop_TCHW = crop_resize(_cut(frames_NCHW, frames_T, box), _whole(box), config.crop_size)
+            mirrored = self._flip is not None and rng.random() < _FLIP_SHARE
+            clip_CTHW.copy_((crop_TCHW.flip(-1) if mirrored else crop_TCHW).transpose(0, 1))
+            labels.append(int(self._flip[job.row.label]) if self._flip is not None and mirrored else job.row.label)
+            augment.append(draw_augment(config.augment, config.crop_size, rng))
+        times = {"decode": decoded - begun, "crop": time.perf_counter() - decoded}
+        return Filled(tuple(labels), tuple(augment), times=times)
+
+    def _indices(self, row: SampleRow, rng: np.random.Generator) -> NDArray[np.int64]:
         config = self._config
         if config.sampling == "uniform":
-            indices = uniform_train(row.num_frames, config.num_frames, rng)
-        else:
-            indices = dense_train(row.num_frames, config.num_frames, config.frame_stride, rng)
-        frames_TCHW = _decoded(self._source, row, indices)
-        height, width = frames_TCHW.shape[-2:]
+            return uniform_train(row.num_frames, config.num_frames, rng)
+        return dense_train(row.num_frames, config.num_frames, config.source_stride(row.video_fps), rng)
+
+    def _box(self, height: int, width: int, rng: np.random.Generator) -> Box:
+        config = self._config
         if config.train_crop == "resized":
-            box = random_resized_box(height, width, config.crop_area, config.crop_aspect, rng)
-        else:
-            box = jittered_box(height, width, config.crop_size, config.train_short_side, rng)
-        frames_TCHW = crop_resize(frames_TCHW, box, config.crop_size)
-        if self._flip is None or rng.random() >= _FLIP_SHARE:
-            return frames_TCHW, row.label
-        return frames_TCHW.flip(-1), int(self._flip[row.label])
+            return random_resized_box(height, width, config.crop_area, config.crop_aspect, rng)
+        return jittered_box(height, width, config.crop_size, config.train_short_side, rng)
 
 
 class EvalReader:
-    """Answers requests with all views of each video."""
+    """Cuts all views of a video."""
+
+    unusable: tuple[type[Exception], ...] = (ObjectDamaged, ObjectMissing, DecodeError)
 
     def __init__(self, source: SampleSource, config: DataConfig, views: Views) -> None:
-        self._source = source
+        self.source = source
         self._config = config
         self._views = views
 
-    def __getitem__(self, request: Request) -> EvalBatch | Exception:
-        clips, samples, labels, failed = [], [], [], []
-        try:
-            for sample, row in request.samples:
-                try:
-                    clips.append(self._all_views(row))
-                except (DecodeError, StoreError) as error:
-                    failed.append((sample, str(error)))
-                    continue
-                samples.append(sample)
-                labels.append(row.label)
-        except UserError as error:
-            return error
-        size = self._config.crop_size
-        empty = torch.empty((0, len(self._views), 3, self._config.num_frames, size, size), dtype=torch.uint8)
-        clip_BVCTHW = torch.stack(clips) if clips else empty
-        return EvalBatch(
-            torch.tensor(samples, dtype=torch.int64), clip_BVCTHW, torch.tensor(labels, dtype=torch.int64), failed
-        )
+    @property
+    def place_shape(self) -> tuple[int, ...]:
+        """Of the views of one video: V, C, T, H, W."""
+        return len(self._views), 3, self._config.num_frames, self._config.crop_size, self._config.crop_size
 
-    def _all_views(self, row: SampleRow) -> Tensor:
+    def fill(self, job: Job, data: bytes, places: Sequence[Tensor]) -> Filled:
+        """See SampleReader; the decoder passes over the video once for all views."""
         config, views = self._config, self._views
-        # All temporal views in one go: the decoder passes over the video once.
-        indices = [self._indices(row.num_frames, view) for view in range(views.temporal)]
-        frames_TCHW = _decoded(self._source, row, np.concatenate(indices))
-        height, width = frames_TCHW.shape[-2:]
-        size = config.crop_size
-        clip_VCTHW = torch.empty((len(views), 3, config.num_frames, size, size), dtype=torch.uint8)
-        for temporal, part_TCHW in enumerate(torch.split(frames_TCHW, config.num_frames)):
-            for spatial in range(views.spatial):
-                box = view_box(height, width, size, config.eval_short_side, spatial, views.spatial)
-                clip_VCTHW[temporal * views.spatial + spatial] = crop_resize(part_TCHW, box, size).transpose(0, 1)
-        return clip_VCTHW
+        begun = time.perf_counter()
+        indices = [self._indices(job.row, view) for view in range(views.temporal)]
+        frames_NCHW, clips = _decoded(self.source, job.row, data, indices)
+        decoded = time.perf_counter()
+        (clip_VCTHW,) = places
+        for spatial in range(views.spatial):
+            height, width = frames_NCHW.shape[-2:]
+            box = view_box(height, width, config.crop_size, config.eval_short_side, spatial, views.spatial)
+            # Views overlap in time: each frame is resized once.
+            crop_NCHW = crop_resize(frames_NCHW, box, config.crop_size)
+            for temporal, frames_T in enumerate(clips):
+                clip_VCTHW[temporal * views.spatial + spatial] = crop_NCHW[frames_T].transpose(0, 1)
+        times = {"decode": decoded - begun, "crop": time.perf_counter() - decoded}
+        return Filled((job.row.label,), times=times)
 
-    def _indices(self, num_video_frames: int, view: int) -> NDArray[np.int64]:
+    def _indices(self, row: SampleRow, view: int) -> NDArray[np.int64]:
         config, num_views = self._config, self._views.temporal
         if config.sampling == "uniform":
-            return uniform_test(num_video_frames, config.num_frames, view, num_views)
-        return dense_test(num_video_frames, config.num_frames, config.frame_stride, view, num_views)
+            return uniform_test(row.num_frames, config.num_frames, view, num_views)
+        stride = config.source_stride(row.video_fps)
+        return dense_test(row.num_frames, config.num_frames, stride, view, num_views)
 
 
-def _decoded(source: SampleSource, row: SampleRow, indices: NDArray[np.int64]) -> Tensor:
-    data = source.read(row)
+def _decoded(
+    source: SampleSource, row: SampleRow, data: bytes, clips: Sequence[NDArray[np.int64]]
+) -> tuple[Tensor, list[Tensor]]:
+    """Decode the frames of several clips of one video in one pass; return them and which of them each clip takes."""
+    wanted, position = np.unique(np.concatenate(clips), return_inverse=True)
     try:
-        return decode_frames(data, indices)
+        frames_NCHW = decode_frames(data, wanted)
     except DecodeError as error:
         raise DecodeError(f"{source.describe(row)}: {error}") from error
+    ends = np.cumsum([len(indices) for indices in clips])[:-1]
+    return frames_NCHW, [torch.from_numpy(part) for part in np.split(position, ends)]
+
+
+def _cut(frames_NCHW: Tensor, frames_T: Tensor, box: Box) -> Tensor:
+    """Cut a box out of some frames, without a copy where a clip takes all of them, each once."""
+    cut_NCHW = frames_NCHW[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
+    if len(frames_T) == len(cut_NCHW) and bool((frames_T == torch.arange(len(cut_NCHW))).all()):
+        return cut_NCHW
+    return cut_NCHW[frames_T]
+
+
+def _whole(box: Box) -> Box:
+    return Box(0, 0, box.height, box.width)
+
+
+def num_bytes(shape: Sequence[int]) -> int:
+    """Return the size of uint8 pixels of this shape."""
+    return math.prod(shape)

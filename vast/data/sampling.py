@@ -1,4 +1,4 @@
-"""Which frames make a clip, in integers only.
+"""Which frames make a clip.
 
 Every function returns `num_frames` indices in 0..num_video_frames-1 that never go down. A video that is too short
 repeats frames in a fixed manner: uniform sampling takes some frames several times, dense sampling stays on the last.
@@ -59,13 +59,15 @@ def uniform_test(num_video_frames: int, num_frames: int, view: int = 0, num_view
     return position * num_video_frames // (2 * num_views * num_frames)
 
 
-def dense_train(num_video_frames: int, num_frames: int, frame_stride: int, rng: np.random.Generator) -> Indices:
-    """Draw one window of frames, `frame_stride` source frames apart."""
+def dense_train(num_video_frames: int, num_frames: int, frame_stride: float, rng: np.random.Generator) -> Indices:
+    """Draw one window of frames, `frame_stride` source frames apart, rounded down where that is no whole number."""
     start = int(rng.integers(_num_starts(num_video_frames, num_frames, frame_stride)))
     return _window(start, num_video_frames, num_frames, frame_stride)
 
 
-def dense_test(num_video_frames: int, num_frames: int, frame_stride: int, view: int = 0, num_views: int = 1) -> Indices:
+def dense_test(
+    num_video_frames: int, num_frames: int, frame_stride: float, view: int = 0, num_views: int = 1
+) -> Indices:
     """Take the window of one temporal view: the middles of `num_views` equal parts of all starts, one view: the middle.
 
     The same starts as mmaction2's SampleFrames in test mode; projects that begin at frame 0 differ.
@@ -74,9 +76,10 @@ def dense_test(num_video_frames: int, num_frames: int, frame_stride: int, view: 
     return _window(start, num_video_frames, num_frames, frame_stride)
 
 
-def _num_starts(num_video_frames: int, num_frames: int, frame_stride: int) -> int:
-    return max(num_video_frames - (num_frames - 1) * frame_stride, 1)
+def _num_starts(num_video_frames: int, num_frames: int, frame_stride: float) -> int:
+    return max(num_video_frames - int((num_frames - 1) * frame_stride), 1)
 
 
-def _window(start: int, num_video_frames: int, num_frames: int, frame_stride: int) -> Indices:
-    return np.minimum(start + np.arange(num_frames) * frame_stride, num_video_frames - 1)
+def _window(start: int, num_video_frames: int, num_frames: int, frame_stride: float) -> Indices:
+    offsets = (np.arange(num_frames) * frame_stride).astype(np.int64)
+    return np.minimum(start + offsets, num_video_frames - 1)

@@ -1,133 +1,43 @@
+import pickle
+
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vast.data.augment import (
-    Box,
-    crop_resize,
-    flip_table,
-    jittered_box,
-    normalise,
-    random_resized_box,
-    view_box,
+from vast.data.augment import AugmentParams, apply_augment, collate_augment, draw_augment, normalise
+from vast.data.clip_ops import KERNELS
+from vast.data.config import AugmentConfig
+
+SIZE = 32
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+EVERYTHING = AugmentConfig(
+    rand_num_layers=6,
+    rand_prob=0.8,
+    brightness=0.4,
+    contrast=0.4,
+    saturation=0.4,
+    hue=0.1,
+    grayscale_prob=0.2,
+    erase_prob=0.5,
+    erase_count=2,
 )
-from vast.errors import UserError
-
-SIDE = st.integers(1, 700)
-SEED = st.integers(0, 2**32)
-SSV2_PAIRS = [
-    ("Pulling something from left to right", "Pulling something from right to left"),
-    ("Pushing something from left to right", "Pushing something from right to left"),
-    ("Turning the camera left while filming something", "Turning the camera right while filming something"),
-]
 
 
-def check(box: Box, height: int, width: int) -> None:
-    assert box.height >= 1
-    assert box.width >= 1
-    assert 0 <= box.top <= height - box.height
-    assert 0 <= box.left <= width - box.width
+def make_clips(count: int, frames: int = 3) -> Tensor:
+    clip_BCTHW = np.random.default_rng(0).integers(0, 256, (count, 3, frames, SIZE, SIZE), dtype=np.uint8)
+    clip_BCTHW[:, :, :, 8:20, 8:20] //= 4
+    return torch.from_numpy(clip_BCTHW)
 
 
-@given(SIDE, SIDE, st.floats(0.01, 1), st.floats(0.01, 1), SEED)
-def test_random_resized_box_lies_inside(height: int, width: int, a: float, b: float, seed: int) -> None:
-    box = random_resized_box(height, width, (min(a, b), max(a, b)), (0.75, 4 / 3), np.random.default_rng(seed))
-    check(box, height, width)
+def draw(seed: int, config: AugmentConfig = EVERYTHING) -> AugmentParams:
+    return draw_augment(config, SIZE, np.random.default_rng(seed))
 
 
-def test_random_resized_box_keeps_to_area_and_aspect() -> None:
-    rng = np.random.default_rng(0)
-    boxes = [random_resized_box(256, 340, (0.2, 0.6), (0.75, 4 / 3), rng) for _ in range(300)]
-    areas = np.array([box.height * box.width / (256 * 340) for box in boxes])
-    aspects = np.array([box.width / box.height for box in boxes])
-    assert areas.min() > 0.19
-    assert areas.max() < 0.61
-    assert areas.std() > 0.08
-    assert aspects.min() > 0.74
-    assert aspects.max() < 1.35
-
-
-def test_a_shape_that_never_fits_gives_the_largest_central_box() -> None:
-    box = random_resized_box(100, 1000, (1.0, 1.0), (0.75, 4 / 3), np.random.default_rng(0))
-    assert box == Box(0, 433, 100, 133)
-
-
-@given(SIDE, SIDE, st.integers(1, 256), st.integers(0, 100), SEED)
-def test_jittered_box_lies_inside(height: int, width: int, crop_size: int, extra: int, seed: int) -> None:
-    short_side = (crop_size, crop_size + extra)
-    box = jittered_box(height, width, crop_size, short_side, np.random.default_rng(seed))
-    check(box, height, width)
-    assert box.height == box.width
-
-
-@given(SIDE, SIDE, st.integers(1, 256), st.integers(0, 100))
-def test_three_views_span_the_longer_side(height: int, width: int, crop_size: int, extra: int) -> None:
-    boxes = [view_box(height, width, crop_size, crop_size + extra, view, 3) for view in range(3)]
-    for box in boxes:
-        check(box, height, width)
-    first, middle, last = boxes
-    assert middle == view_box(height, width, crop_size, crop_size + extra)
-    if width >= height:
-        assert (first.left, last.left + last.width) == (0, width)
-        assert first.top == last.top == middle.top
-    else:
-        assert (first.top, last.top + last.height) == (0, height)
-        assert first.left == last.left == middle.left
-
-
-def test_a_short_side_equal_to_the_crop_uses_all_rows() -> None:
-    assert view_box(240, 427, 224, 224) == Box(0, 93, 240, 240)
-    assert view_box(240, 427, 224, 256).height == 210
-
-
-def make_gradient(height: int, width: int) -> Tensor:
-    rows, columns = torch.arange(height).view(-1, 1), torch.arange(width).view(1, -1)
-    frame_CHW = torch.stack([(rows + 0 * columns) % 256, (columns + 0 * rows) % 256, (rows + columns) % 256])
-    return torch.stack([frame_CHW, 255 - frame_CHW]).to(torch.uint8)
-
-
-def test_crop_resize_of_the_same_size_is_the_cut_itself() -> None:
-    frames_TCHW = make_gradient(40, 60)
-    cut_TCHW = crop_resize(frames_TCHW, Box(3, 7, 32, 32), 32)
-    assert torch.equal(cut_TCHW, frames_TCHW[:, :, 3:35, 7:39])
-
-
-@pytest.mark.parametrize("side", [17, 48, 90])
-def test_crop_resize_agrees_with_float_interpolation(side: int) -> None:
-    frames_TCHW = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 96, 128), dtype=np.uint8))
-    small_TCHW = crop_resize(frames_TCHW, Box(2, 5, side, side), 32)
-    exact_TCHW = torch.nn.functional.interpolate(
-        frames_TCHW[:, :, 2 : 2 + side, 5 : 5 + side].double(), size=(32, 32), mode="bilinear", antialias=True
-    )
-    assert small_TCHW.dtype == torch.uint8
-    assert (small_TCHW.double() - exact_TCHW).abs().max() <= 1
-
-
-def test_flip_table_finds_the_pairs_of_something_something() -> None:
-    others = ["Holding something", "Covering something with something", "Moving something up"]
-    classes = [others[0], *[text for pair in SSV2_PAIRS for text in pair], *others[1:]]
-    assert flip_table(classes).tolist() == [0, 2, 1, 4, 3, 6, 5, 7, 8]
-
-
-@given(st.permutations([text for pair in SSV2_PAIRS for text in pair] + ["a", "b", "c", "leftovers", "upright"]))
-def test_flip_table_undoes_itself_in_any_order(classes: list[str]) -> None:
-    table = flip_table(classes)
-    assert np.array_equal(table[table], np.arange(len(classes)))
-    assert {frozenset({classes[i], classes[j]}) for i, j in enumerate(table) if i != j} == {
-        frozenset(pair) for pair in SSV2_PAIRS
-    }
-
-
-def test_words_are_swapped_whole_and_keep_their_case() -> None:
-    assert flip_table(["Left turn", "Right turn", "RIGHT", "LEFT", "leftover"]).tolist() == [1, 0, 3, 2, 4]
-
-
-def test_a_class_without_its_twin_is_refused() -> None:
-    with pytest.raises(UserError, match=r"1 of 2 classes.*'turning left'.*use flip=none"):
-        flip_table(["turning left", "jumping"])
+def augmented(clip_BCTHW: Tensor, params: list[AugmentParams]) -> Tensor:
+    return apply_augment(clip_BCTHW, collate_augment(params), MEAN, STD)
 
 
 def test_normalise() -> None:
@@ -140,3 +50,81 @@ def test_normalise() -> None:
         torch.testing.assert_close(out_BCTHW[:, channel], expected)
     views_BVCTHW = clip_BCTHW.unsqueeze(1)
     assert torch.equal(normalise(views_BVCTHW, mean, std).squeeze(1), out_BCTHW)
+
+
+def test_off_means_off() -> None:
+    clip_BCTHW = make_clips(4)
+    params = [draw(seed, AugmentConfig()) for seed in range(4)]
+    assert params == [AugmentParams()] * 4
+    expected = normalise(clip_BCTHW, MEAN, STD)
+    assert torch.equal(augmented(clip_BCTHW, params), expected)
+    assert torch.equal(apply_augment(clip_BCTHW, None, MEAN, STD), expected)
+
+
+def test_a_seed_always_gives_the_same_and_another_seed_another_clip() -> None:
+    clip_BCTHW = make_clips(1).expand(40, -1, -1, -1, -1).contiguous()
+    before = clip_BCTHW.clone()
+    first = augmented(clip_BCTHW, [draw(seed) for seed in range(40)])
+    again = augmented(clip_BCTHW, [draw(seed) for seed in range(40)])
+    assert torch.equal(first, again)
+    assert torch.equal(clip_BCTHW, before)
+    assert len({clip.numpy().tobytes() for clip in first}) == 40
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.integers(0, 11), min_size=1, max_size=12, unique=True))
+def test_a_clip_does_not_depend_on_its_neighbours(places: list[int]) -> None:
+    clip_BCTHW = make_clips(12)
+    params = [draw(seed) for seed in range(12)]
+    alone = torch.cat([augmented(clip_BCTHW[[place]], [params[place]]) for place in places])
+    assert torch.equal(augmented(clip_BCTHW[places], [params[place] for place in places]), alone)
+
+
+def test_operations_keep_each_clips_own_order() -> None:
+    clip_BCTHW = make_clips(30)
+    params = [AugmentParams(draw(seed).ops) for seed in range(30)]
+    assert {op.kind for clip in params for op in clip.ops} == set(KERNELS)
+    one_by_one = clip_BCTHW.clone()
+    for place, clip in enumerate(params):
+        for op in clip.ops:
+            args_NK = torch.tensor([op.args], dtype=torch.float32)
+            one_by_one[place] = KERNELS[op.kind](one_by_one[[place]], args_NK)[0]
+    assert torch.equal(augmented(clip_BCTHW, params), normalise(one_by_one, MEAN, STD))
+    assert len(collate_augment(params).rounds) < sum(len(clip.ops) for clip in params) / 3
+
+
+def test_equal_frames_stay_equal_but_for_the_erased_noise() -> None:
+    still_BCTHW = make_clips(30, frames=1).expand(-1, -1, 4, -1, -1).contiguous()
+    params = [draw(seed) for seed in range(30)]
+    for out_CTHW, clip in zip(augmented(still_BCTHW, params), params, strict=True):
+        rest_HW = torch.ones(SIZE, SIZE, dtype=torch.bool)
+        for box in clip.erasures:
+            rest_HW[box.top : box.top + box.height, box.left : box.left + box.width] = False
+            inside = out_CTHW[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
+            assert not torch.equal(inside[:, 0], inside[:, 1])
+        assert torch.equal(out_CTHW[..., rest_HW], out_CTHW[:, :1, rest_HW].expand(-1, 4, -1))
+
+
+def test_a_plan_survives_the_way_from_a_reader() -> None:
+    clip_BCTHW = make_clips(8)
+    plan = collate_augment([draw(seed) for seed in range(8)])
+    arrived = pickle.loads(pickle.dumps(plan)).to(torch.device("cpu"))
+    assert torch.equal(apply_augment(clip_BCTHW, arrived, MEAN, STD), apply_augment(clip_BCTHW, plan, MEAN, STD))
+
+
+def test_autocast_changes_nothing() -> None:
+    clip_BCTHW = make_clips(8)
+    params = [draw(seed) for seed in range(8)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(augmented(clip_BCTHW, params), augmented(clip_BCTHW, params))
+        inside = augmented(clip_BCTHW, params)
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, augmented(clip_BCTHW, params))
+
+
+@pytest.mark.parametrize("prob", [0.0, 0.3, 1.0])
+def test_shares_of_greyed_and_erased_clips(prob: float) -> None:
+    config = AugmentConfig(grayscale_prob=prob, erase_prob=prob)
+    drawn = [draw(seed, config) for seed in range(1000)]
+    assert np.mean([bool(clip.ops) for clip in drawn]) == pytest.approx(prob, abs=0.05)
+    assert np.mean([bool(clip.erasures) for clip in drawn]) == pytest.approx(prob, abs=0.05)

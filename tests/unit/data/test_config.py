@@ -1,12 +1,36 @@
 import pytest
 from pydantic import ValidationError
 
-from vast.data.config import DataConfig
+from vast.data.config import AugmentConfig, DataConfig
 
 
-def test_every_field_is_described() -> None:
-    undescribed = [name for name, field in DataConfig.model_fields.items() if not field.description]
+@pytest.mark.parametrize("section", [DataConfig, AugmentConfig])
+def test_every_field_is_described(section: type[DataConfig] | type[AugmentConfig]) -> None:
+    undescribed = [name for name, field in section.model_fields.items() if not field.description]
     assert undescribed == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "mixes"),
+    [
+        ({}, False),
+        ({"mixup_alpha": 0.8}, True),
+        ({"cutmix_alpha": 1.0}, True),
+        ({"cutmix_alpha": 1.0, "mix_prob": 0.0}, False),
+    ],
+)
+def test_mixing_is_on_when_it_can_happen(fields: dict[str, float], mixes: bool) -> None:
+    assert AugmentConfig.model_validate(fields).mixes == mixes
+
+
+def test_augmentation_is_checked_too() -> None:
+    with pytest.raises(ValidationError) as caught:
+        AugmentConfig(erase_area=(0.5, 0.2), erase_aspect=(2.0, 1.0))
+    assert "erase_area: 0.5 is above 0.2; write the smaller one first; erase_aspect: 2.0 is above" in str(caught.value)
+    wrong: list[dict[str, object]] = [{"rand_ops": ()}, {"rand_ops": ("Flip",)}, {"hue": 0.6}, {"rand_magnitude": 11}]
+    for fields in wrong:
+        with pytest.raises(ValidationError):
+            AugmentConfig.model_validate(fields)
 
 
 def test_all_contradictions_are_told_at_once() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from vast.data.dataset import ShardDataset
-from vast.dataset_format import read_manifest, write_manifest
 from vast.errors import StoreError, UserError
 
 
@@ -74,14 +73,6 @@ def test_it_can_be_pickled(data_url: str) -> None:
     copy = pickle.loads(pickle.dumps(dataset))
     assert len(copy) == 7
     assert copy.read(6) == dataset.read(6)
-
-
-def test_a_data_set_of_images_is_a_user_error(data_url: str, tmp_path: Path) -> None:
-    folder = tmp_path / "images"
-    shutil.copytree(data_url, folder)
-    write_manifest(str(folder), read_manifest(data_url).model_copy(update={"media": "image"}))
-    with pytest.raises(UserError, match=r"/images holds images; training and evaluation read videos"):
-        ShardDataset(str(folder), "train")
 
 
 def test_an_unknown_split_or_place_is_a_user_error(data_url: str, tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
+import dataclasses
 import io
+import re
 import shutil
+from collections import Counter
 from collections.abc import Iterable
-from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from vast.data.dataset import ShardDataset
 from vast.data.loader import EvalLoader, TrainLoader
 from vast.data.order import step_content
 from vast.data.reader import EvalBatch, TrainBatch
-from vast.errors import DecodeError, StoreError, UserError
+from vast.errors import StoreError, UserError
 from vast.sample_index import write_index
 
 GLOBAL_BATCH = 8
@@ -161,8 +162,11 @@ def test_a_mirrored_clip_has_its_mirrored_label(train_set: ShardDataset, config:
     assert swapped > 5
 
 
-def test_readers_change_nothing(train_set: ShardDataset, eval_set: ShardDataset, config: DataConfig) -> None:
-    read = config.model_copy(update={"num_readers": 2})
+@pytest.mark.parametrize("num_readers", [1, 3])
+def test_readers_change_nothing(
+    train_set: ShardDataset, eval_set: ShardDataset, config: DataConfig, num_readers: int
+) -> None:
+    read = config.model_copy(update={"num_readers": num_readers})
 
     def train(config: DataConfig) -> Content:
         return joined(TrainLoader(train_set, config, seed=3, global_batch=8, max_micro_batch=4, stop_step=NUM_STEPS))
@@ -176,60 +180,85 @@ def test_readers_change_nothing(train_set: ShardDataset, eval_set: ShardDataset,
         assert torch.equal(found.clip_BVCTHW, expected.clip_BVCTHW)
 
 
-def running_readers() -> list[psutil.Process]:
-    """Return the reader processes, which are children of the fork server; other tests leave children of their own."""
-    return psutil.Process(forkserver._forkserver._forkserver_pid).children()
-
-
-def test_a_reader_that_dies_ends_the_run_with_its_samples_named(train_set: ShardDataset, config: DataConfig) -> None:
-    config = config.model_copy(update={"num_readers": 1})
-    steps = iter(TrainLoader(train_set, config, seed=3, global_batch=8, stop_step=10_000))
-    next(steps)
-    (reader,) = running_readers()
-    reader.kill()
-    with pytest.raises(DecodeError, match=r"a reader was lost .*while step \d+ was awaited.*train_\d+ \(train-0"):
-        for _ in steps:
-            pass
-
-
-def test_a_reader_that_hangs_ends_the_run_with_its_samples_named(train_set: ShardDataset, config: DataConfig) -> None:
-    config = config.model_copy(update={"num_readers": 1})
-    # Starting the fork server must not count against the deadline.
-    list(TrainLoader(train_set, config, seed=3, global_batch=8, stop_step=1))
-    config = config.model_copy(update={"reader_timeout_s": 3.5})
-    steps = iter(TrainLoader(train_set, config, seed=3, global_batch=8, stop_step=10_000))
-    next(steps)
-    (reader,) = running_readers()
-    reader.suspend()
-    try:
-        with pytest.raises(
-            DecodeError, match=r"gave no batch for 4 s .*while step \d+ was awaited.*: train_\d+"
-        ) as caught:
-            for _ in steps:
-                pass
-    finally:
-        reader.kill()
-    # Only the request that was awaited is suspected, not those behind it.
-    assert str(caught.value).count("train_") == 8
-
-
-def test_a_damaged_sample_ends_training_with_its_name(data_url: str, config: DataConfig, tmp_path: Path) -> None:
+def test_a_damaged_sample_is_skipped_and_keeps_its_places(data_url: str, config: DataConfig, tmp_path: Path) -> None:
     dataset = ShardDataset(damage(data_url, "train", 11, tmp_path / "copy"), "train")
-    with pytest.raises(StoreError, match=r"train_011 in train-000001\.tar, bytes \d+\.\.\d+"):
-        list(TrainLoader(dataset, config, seed=3, global_batch=23, stop_step=1))
+    whole = ShardDataset(data_url, "train")
+    loaders = [TrainLoader(each, config, seed=3, global_batch=23, stop_step=1) for each in (dataset, whole)]
+    ((_, (found,)),), ((_, (expected,)),) = loaders
+    place = expected.sample_B.tolist().index(11)
+    assert torch.equal(found.sample_B, expected.sample_B)
+    assert torch.equal(found.position_B, expected.position_B)
+    assert found.weight_B.tolist() == [float(i != place) for i in range(23)]
+    assert expected.weight_B.tolist() == [1.0] * 23
+    assert not found.clip_BCTHW[place].any()
+    others = [i for i in range(23) if i != place]
+    assert torch.equal(found.clip_BCTHW[others], expected.clip_BCTHW[others])
+    ((sample, reason),) = found.skipped
+    assert sample == 11
+    assert re.search(r"train_011 in train-000001\.tar, bytes \d+\.\.\d+: sha256", reason)
+    assert expected.skipped == []
 
 
-def test_an_index_that_claims_too_many_frames_is_a_decode_error(
+def test_a_clip_with_fewer_frames_than_its_index_says_is_skipped(
     data_url: str, config: DataConfig, tmp_path: Path
 ) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(data_url, folder)
     index = ShardDataset(data_url, "train").index
     rows = index.rows(range(len(index)))
-    rows[4] = type(rows[4])(**{**vars(rows[4]), "num_frames": 4000})
+    rows[4] = dataclasses.replace(rows[4], num_frames=4000)
     write_index(str(folder), "train", rows)
-    with pytest.raises(DecodeError, match=r"train_004 in train-000000\.tar.*the video has frames 0\.\."):
-        list(TrainLoader(ShardDataset(str(folder), "train"), config, seed=3, global_batch=23, stop_step=1))
+    ((_, (batch,)),) = TrainLoader(ShardDataset(str(folder), "train"), config, seed=3, global_batch=23, stop_step=1)
+    ((sample, reason),) = batch.skipped
+    assert sample == 4
+    assert re.search(r"train_004 in train-000000\.tar.*the video has frames 0\.\.", reason)
+
+
+def test_a_missing_shard_ends_training_at_once(data_url: str, config: DataConfig, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(data_url, folder)
+    (folder / "train-000001.tar").unlink()
+    for num_readers in (0, 1):
+        changed = config.model_copy(update={"num_readers": num_readers, "store_patience_s": 3600})
+        with pytest.raises(StoreError, match=r"train_0\d\d in train-000001\.tar"):
+            list(TrainLoader(ShardDataset(str(folder), "train"), changed, seed=3, global_batch=23, stop_step=1))
+
+
+@pytest.mark.parametrize("repeats", [2, 4])
+def test_repeats_draw_other_clips_of_each_sample(train_set: ShardDataset, config: DataConfig, repeats: int) -> None:
+    config = config.model_copy(update={"repeats": repeats, "num_readers": 0})
+    loader = TrainLoader(train_set, config, seed=3, global_batch=16, stop_step=3)
+    assert loader.steps_per_epoch == 23 * repeats // 16
+    once = joined(
+        TrainLoader(train_set, config.model_copy(update={"repeats": 1}), seed=3, global_batch=23, stop_step=1)
+    )
+    copy_0 = dict(zip(once[0][0], once[0][1], strict=True))
+    for step, (batch,) in loader:
+        samples = batch.sample_B.tolist()
+        assert sorted(samples) == sorted(step_content(3, step, 16, 23, repeats=repeats).samples.tolist())
+        assert set(Counter(samples).values()) == {repeats}
+        for sample in set(samples):
+            clips = [batch.clip_BCTHW[i] for i in range(16) if samples[i] == sample]
+            assert all(not torch.equal(a, b) for i, a in enumerate(clips) for b in clips[:i])
+            if batch.epoch == 0:
+                assert torch.equal(clips[0], copy_0[sample])
+
+
+def test_repeats_do_not_depend_on_ranks_readers_and_micro_batches(train_set: ShardDataset, config: DataConfig) -> None:
+    config = config.model_copy(update={"repeats": 2})
+    expected = over_ranks(train_set, config, num_ranks=1, max_micro_batch=8)
+    assert_equal(over_ranks(train_set, config, num_ranks=2, max_micro_batch=4), expected)
+    read = config.model_copy(update={"num_readers": 3})
+    assert_equal(over_ranks(train_set, read, num_ranks=1, max_micro_batch=4), expected)
+
+
+def test_a_batch_stays_as_it_is_however_many_are_kept(train_set: ShardDataset, config: DataConfig) -> None:
+    config = config.model_copy(update={"num_readers": 2})
+    kept, prints = [], []
+    for _, batches in TrainLoader(train_set, config, seed=3, global_batch=4, stop_step=12):
+        kept += batches
+        prints += [batch.clip_BCTHW.clone() for batch in batches]
+    assert all(torch.equal(batch.clip_BCTHW, clips) for batch, clips in zip(kept, prints, strict=True))
 
 
 def test_training_refuses_what_it_cannot_use(
@@ -242,7 +271,7 @@ def test_training_refuses_what_it_cannot_use(
     folder = tmp_path / "copy"
     shutil.copytree(data_url, folder)
     rows = train_set.index.rows(range(len(train_set)))
-    rows[2] = type(rows[2])(**{**vars(rows[2]), "label": -1})
+    rows[2] = dataclasses.replace(rows[2], label=-1)
     write_index(str(folder), "train", rows)
     with pytest.raises(UserError, match=r"data\.train_split: 1 of 23 samples"):
         TrainLoader(ShardDataset(str(folder), "train"), config, seed=0, global_batch=8, stop_step=1)

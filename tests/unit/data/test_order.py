@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -114,3 +116,50 @@ def test_evaluated_samples_come_exactly_once(num_samples: int, num_ranks: int) -
     ranges = [rank_range(num_samples, rank, num_ranks) for rank in range(num_ranks)]
     assert [i for part in ranges for i in part] == list(range(num_samples))
     assert max(map(len, ranges)) - min(map(len, ranges)) <= 1
+
+
+@given(st.integers(2, 8), st.integers(1, 6), st.integers(1, 4), st.integers(0, 50))
+def test_repeats_stand_in_blocks_of_two_samples(repeats: int, num_blocks: int, num_ranks: int, step: int) -> None:
+    global_batch = 2 * repeats * num_blocks * num_ranks
+    num_samples = 3 * global_batch // repeats + 1
+    step_samples = step_content(5, step, global_batch, num_samples, repeats=repeats).samples
+    epoch, position = divmod(step, steps_per_epoch(num_samples, global_batch, repeats))
+    num_different = global_batch // repeats
+    different = order(5, epoch, num_samples)[position * num_different : (position + 1) * num_different]
+    for place, sample in enumerate(step_samples):
+        block, within = divmod(place, 2 * repeats)
+        assert sample == different[2 * block + within % 2]
+    # Neighbours that are mixed are never copies of one sample, and no rank gets a part of a block.
+    assert all(step_samples[p] != step_samples[p ^ 1] for p in range(global_batch))
+    for rank in range(num_ranks):
+        for part in micro_batches(step_samples, rank, num_ranks, 2 * repeats):
+            assert all(count == repeats for count in np.unique(part, return_counts=True)[1])
+
+
+def test_an_epoch_with_repeats_passes_once_over_the_samples() -> None:
+    num_steps = steps_per_epoch(100, 16, 4)
+    assert num_steps == 25
+    seen = np.concatenate([step_content(1, step, 16, 100, repeats=4).samples for step in range(num_steps)])
+    assert all(count == 4 for count in np.unique(seen, return_counts=True)[1])
+    assert len(set(seen.tolist())) == 100
+
+
+def test_repeats_that_do_not_fit_the_global_batch_are_refused() -> None:
+    with pytest.raises(UserError, match=r"global_batch: got 12; with data\.repeats=4 it must be a multiple of 8"):
+        steps_per_epoch(100, 12, 4)
+    with pytest.raises(UserError, match="choose a global batch of at most 20"):
+        steps_per_epoch(10, 24, 2)
+
+
+@given(SEEDS, st.integers(1, 300), st.integers(1, 40))
+def test_chunks_stay_together_and_the_order_a_permutation(seed: int, num_samples: int, chunk_samples: int) -> None:
+    permutation = order(seed, 0, num_samples, chunk_samples)
+    assert sorted(permutation) == list(range(num_samples))
+    for before, after in itertools.pairwise(permutation.tolist()):
+        assert after == before + 1 or after % chunk_samples == 0
+
+
+def test_the_copies_of_a_sample_have_their_own_generators() -> None:
+    draws = {sample_rng(0, 1, sample, copy).integers(2**63) for sample in range(4) for copy in range(4)}
+    assert len(draws) == 16
+    assert sample_rng(0, 1, 2).integers(2**63) == sample_rng(0, 1, 2, 0).integers(2**63)

@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vast.data.config import DataConfig
 from vast.data.sampling import Views, dense_test, dense_train, uniform_test, uniform_train, views
 from vast.errors import UserError
 
@@ -109,3 +110,23 @@ def test_views() -> None:
 def test_malformed_protocols_are_refused(protocol: str) -> None:
     with pytest.raises(UserError, match=r"protocol: got .*, must be"):
         views(protocol)
+
+
+@given(st.integers(1, 600), st.integers(1, 32), st.floats(0.2, 12), st.integers(0, 2**32))
+def test_a_stride_need_not_be_whole(num_video_frames: int, num_frames: int, stride: float, seed: int) -> None:
+    frames = dense_train(num_video_frames, num_frames, stride, np.random.default_rng(seed))
+    assert len(frames) == num_frames
+    assert 0 <= frames[0] <= frames[-1] < num_video_frames
+    inside = frames[frames < num_video_frames - 1]
+    # Each frame is where it would be at this distance, rounded down.
+    assert np.array_equal(inside - frames[0], np.floor(np.arange(len(inside)) * stride).astype(int))
+
+
+def test_a_target_rate_makes_clips_of_all_videos_equally_long(config: DataConfig) -> None:
+    # SlowFast's 16x4 at 30 frames a second spans 2 s, whatever the video's own rate.
+    config = config.model_copy(update={"frame_stride": 4, "target_fps": 30.0})
+    for fps in (12.0, 24.0, 25.0, 29.97, 30.0, 50.0, 60.0):
+        frames = dense_test(1000, 16, config.source_stride(fps))
+        assert abs((frames[-1] - frames[0]) / fps - 15 * 4 / 30) < 1 / fps
+    native = config.model_copy(update={"target_fps": 0.0})
+    assert native.source_stride(25.0) == 4.0
