@@ -7,12 +7,13 @@ key, the MLflow parameter and the name in error messages.
 
 import hashlib
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vast.data.config import DataConfig
-from vast.data.sampling import views
+from vast.data.protocols import check_protocol, resolve_protocol
+from vast.errors import UserError
 from vast.models.variants import ModelConfig
 
 
@@ -29,6 +30,8 @@ class OptimConfig(Section):
     """Update rule; sgd is with Nesterov momentum."""
     lr: float = Field(1.0e-3, gt=0, le=10)
     """Peak learning rate, at the stated global batch."""
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Factor on the learning rate for each block further from the classifier, for fine-tuning; 1 switches it off."""
     weight_decay: float = Field(0.05, ge=0, le=1)
     """Decoupled weight decay; never applied to biases, norms and other one-dimensional parameters."""
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -49,23 +52,29 @@ class OptimConfig(Section):
     """Gradients are clipped to this L2 norm; 0 switches clipping off."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target spread over all classes."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Type of the forward and backward pass; weights, optimizer and loss stay fp32."""
+    ema_decay: float = Field(0.0, ge=0, lt=1)
+    """Decay of the moving average of the weights, which is then what is scored and published; 0 switches it off."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Type of the forward and backward pass; weights, optimizer and loss stay fp32. fp16 scales the loss."""
+    compile: bool = False
+    """Whether the blocks of the network are compiled by torch.compile: a slower start, faster steps on a GPU."""
+    max_nonfinite: int = Field(10, ge=0)
+    """Steps in a row whose loss or gradient is not finite that are skipped and counted; one more ends the run."""
 
 
 class EvalConfig(Section):
     """How the model is scored during and after training."""
 
     protocol: str = "1x1"
-    """Temporal views x spatial crops, as 4x3. Scores are means of softmax over the views."""
+    """Temporal clips x spatial crops, as 4x3, or a name (`vast evaluate --protocols`). Scores are means of softmax."""
     every_epochs: int = Field(1, ge=1)
     """Evaluate after this many epochs; the last epoch is always evaluated."""
     batch_videos: int = Field(16, ge=1)
-    """Videos in one forward pass on one rank; each carries all its views."""
+    """Most videos in one batch on one rank; fewer where their views would be more clips than one forward pass takes."""
 
     @model_validator(mode="after")
     def _protocol_is_well_formed(self) -> "EvalConfig":
-        views(self.protocol)
+        check_protocol(self.protocol)
         return self
 
 
@@ -77,7 +86,9 @@ class CheckpointConfig(Section):
     every_steps: int = Field(0, ge=0)
     """Save after this many steps as well; 0 leaves it at epochs."""
     keep: int = Field(2, ge=1)
-    """Newest checkpoints kept in the store."""
+    """Newest checkpoints kept in the store, unless keep_best says otherwise."""
+    keep_best: int = Field(0, ge=0)
+    """Keep so many with the highest eval/top1, and the last one, instead of the newest; 0: the newest."""
 
 
 class TrainConfig(Section):
@@ -103,6 +114,23 @@ class TrainConfig(Section):
     """URL of another run's checkpoint to continue exactly; this run's own last checkpoint comes first."""
     log_every_steps: int = Field(10, ge=1)
     """Figures go to the tracker after this many steps."""
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        problems = []
+        together, optim = self.data.clips_together, self.optim
+        why = f"as clips stay together in groups of {together} (mixup and cutmix: 2; data.repeats=k: 2k)"
+        if optim.global_batch % together:
+            problems.append(f"optim.global_batch: {optim.global_batch}, must be a multiple of {together}, {why}")
+        if optim.max_micro_batch < together:
+            problems.append(f"optim.max_micro_batch: {optim.max_micro_batch}, must be at least {together}, {why}")
+        try:
+            resolve_protocol(self.eval.protocol, self.data)
+        except UserError as error:
+            problems.append(f"eval.{error}")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
 
     def flat(self) -> dict[str, Any]:
         """Every leaf by its dotted path, in the order of the fields."""

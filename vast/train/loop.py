@@ -1,68 +1,37 @@
 """The training loop: load, step, log, evaluate, save. What saving and logging mean is the caller's business."""
 
+import math
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
-import torch.distributed as dist
-from torch import nn
-from torch.nn.functional import cross_entropy
-from torch.nn.parallel import DistributedDataParallel
 
-from vast.data.augment import normalise
 from vast.data.dataset import ShardDataset
 from vast.data.loader import EvalLoader, TrainLoader
 from vast.data.order import steps_per_epoch
+from vast.data.protocols import resolve_protocol
 from vast.data.reader import TrainBatch
 from vast.dataset_format import Manifest, read_manifest
 from vast.errors import UserError
-from vast.models.inflate import load_weights
+from vast.models.inflate import start_from
 from vast.models.variants import create_model
-from vast.models.vast import Vast
 from vast.train.checkpoint import ModelCard, TrainState, fetch, read_card, read_weights
 from vast.train.config import TrainConfig
-from vast.train.evaluate import predict
+from vast.train.ema import Ema
+from vast.train.evaluate import MAX_CLIPS, predict
+from vast.train.faults import samples_at_fault
+from vast.train.job import Observer, Outcome, Place
 from vast.train.metrics import Score, score
-from vast.train.optim import build_optimizer, learning_rate, set_learning_rate
+from vast.train.optim import build_optimizer
+from vast.train.stall import Stopwatch
+from vast.train.step import AUTOCAST, Stepper, Taken
 from vast.train.tracker import Tracker
+from vast.train.window import Window
 
-
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands in the job; never part of the config."""
-
-    rank: int = 0
-    num_ranks: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-
-
-class Observer(Protocol):
-    """What the surrounding job does at the loop's three moments. Every rank calls each of them equally often."""
-
-    def started(self, message: str, step: int, total_steps: int) -> None:
-        """The run starts at `step`; `message` says from what."""
-
-    def stepped(self, step: int, total_steps: int, figures: dict[str, float]) -> None:
-        """`step` updates are done; called after each."""
-
-    def saved(self, step: int, figures: dict[str, float], write: Callable[[Path], None]) -> None:
-        """A save point: `write(folder)` writes the checkpoint; figures are those of the last evaluation."""
-
-    def evaluated(self, epoch: int, step: int, result: Score) -> bool:
-        """`epoch` epochs are done and scored; True ends the run here."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a finished run returns."""
-
-    step: int
-    score: Score
-    card: ModelCard
+_MIN_LOSS_SCALE = 1.0  # an fp16 gradient that overflows at this scale is no matter of the scale any more
 
 
 class Run:
@@ -76,14 +45,24 @@ class Run:
         check_same_classes(self.manifest, self.eval_manifest, config.data.eval_url)
         self.train_set = ShardDataset(config.data.url, config.data.train_split)
         self.eval_set = ShardDataset(config.data.resolved_eval_url, config.data.eval_split)
-        self.steps_per_epoch = steps_per_epoch(len(self.train_set), config.optim.global_batch)
+        self.steps_per_epoch = steps_per_epoch(len(self.train_set), config.optim.global_batch, config.data.repeats)
         self.total_steps = self.steps_per_epoch * config.optim.epochs
         # model
         torch.manual_seed(config.seed)
-        self.model: Vast = create_model(config.model, num_classes=len(self.manifest.classes)).to(place.device)
-        self.optimizer = build_optimizer(self.model, config.optim, self.model.no_weight_decay())
-        self.state = TrainState(self.model, self.optimizer)
-        self.autocast = torch.bfloat16 if config.optim.precision == "bf16" else None
+        self.model = create_model(config.model, num_classes=len(self.manifest.classes)).to(place.device)
+        self.state = TrainState(
+            self.model,
+            build_optimizer(self.model, config.optim),
+            ema=Ema(self.model, config.optim.ema_decay) if config.optim.ema_decay else None,
+            scaler=torch.amp.GradScaler(place.device.type, enabled=config.optim.precision == "fp16"),
+        )
+        # what is known of the run so far
+        self.in_flight: deque[Taken] = deque()
+        self.window = Window(config.optim.global_batch, place.num_ranks)
+        self.stopwatch = Stopwatch(place.device)
+        self.eval_figures: dict[str, float] = {}
+        self.noted_samples: set[int] = set()
+        self.stop_asked = False
 
     def start(self, own_checkpoint: Path | None) -> str:
         """Take the first of the four ways to start that applies; the order is important."""
@@ -106,11 +85,12 @@ class Run:
 
     def _init_from(self, url: str, folder: Path) -> str:
         card = fetch(url, folder)
-        weights = read_weights(folder)
-        if card.classes != self.manifest.classes:  # a head of as many classes would load, and mean other classes
-            weights = {name: weight for name, weight in weights.items() if not name.startswith("head.")}
-        report = load_weights(self.model, weights)
-        return f"weights from {url}: {report}"
+        # a head of as many other classes would load, and mean other classes
+        same_classes = card.classes == self.manifest.classes
+        report = start_from(self.model, read_weights(folder), card.config["model"], same_classes)
+        if self.state.ema is not None:
+            self.state.ema.restart(self.model)
+        return f"weights of {card.config['model']['name']} from {url}: {report}"
 
     def _load(self, folder: Path) -> None:
         card = read_card(folder)
@@ -120,57 +100,135 @@ class Run:
                 f"was made on {card.dataset_digest}; start a new run (another `name`) or point data.url at those shards"
             )
         self.state.load(folder)
+        self.eval_figures = dict(card.figures)
 
     def fit(self, own_checkpoint: Path | None = None) -> Outcome:
-        """Train to the last step and return the last evaluation."""
-        config, place = self.config, self.place
+        """Train to the last step and return the last evaluation, or stop early where the observer says so.
+
+        Raises:
+            UserError: a setting does not fit the data or the ranks, or too much went wrong (see `faults`).
+        """
+        config = self.config
         message = self.start(own_checkpoint)
         self.observer.started(message, self.state.step, self.total_steps)
         result: Score | None = None
-        for step, micro_batches, waited_s in self._batches():
-            figures = self._step(step, micro_batches)
-            figures["time/data_s"] = waited_s
+        self.window.take(self.stopwatch.take())  # starting up is no part of a step
+        for step, micro_batches in self._batches():
+            self.stopwatch.mark("wait")
+            self.in_flight.append(self.stepper(step, micro_batches, self.observer.wants_stop()))
             self.state.step = done = step + 1
-            self.observer.stepped(done, self.total_steps, figures)
-            if place.rank == 0 and (done % config.log_every_steps == 0 or done == self.total_steps):
-                self.tracker.log(done, figures)
             epoch, within = divmod(done, self.steps_per_epoch)
             epoch_done, last = within == 0, done == self.total_steps
+            log = last or done % config.log_every_steps == 0
+            evaluate = epoch_done and (last or epoch % config.eval.every_epochs == 0)
+            save = last or (epoch_done and epoch % config.checkpoint.every_epochs == 0) or self._save_step(done)
+            self._settle(leave=0 if log or evaluate or save else 1)
+            if self.stop_asked and not last:
+                return self._interrupted(result)
+            if log:
+                self._log(done)
+            if not evaluate and not save:
+                continue
+            self.window.pause()
             stop = False
-            if epoch_done and (epoch % config.eval.every_epochs == 0 or last):
+            if evaluate:
                 result = self.evaluate()
-                if place.rank == 0:
-                    self.tracker.log(done, result.figures())
+                self.eval_figures = result.figures()
+                if self.place.rank == 0:
+                    self.tracker.log(done, self.eval_figures)
                 stop = self.observer.evaluated(epoch, done, result)
-            if last or stop or (epoch_done and epoch % config.checkpoint.every_epochs == 0) or self._save_step(done):
-                self._save(result)
+            if save or stop:
+                self._save()
             if stop:
                 break
+            self.window.resume()
+            self.stopwatch.restart()
         result = result or self.evaluate()
-        return Outcome(self.state.step, result, self._card(result))
+        self.eval_figures = result.figures()
+        return Outcome(self.state.step, result, self._card())
+
+    def _interrupted(self, result: Score | None) -> Outcome:
+        """Save and end, without the time that an evaluation would take."""
+        self._settle(leave=0)
+        self._log(self.state.step)
+        self._save()
+        return Outcome(self.state.step, result, self._card(), interrupted=True)
+
+    def _settle(self, leave: int) -> None:
+        """Learn how the steps that the device was given came out, all but the last `leave`, which it may be at work on.
+
+        Everything that ranks decide by a step's figures is decided here, from numbers that all of them share.
+        """
+        while len(self.in_flight) > leave:
+            taken = self.in_flight.popleft()
+            figures = taken.figures()
+            self._count_faults(taken, figures)
+            self.stop_asked |= figures["stop"] > 0
+            self.window.add(figures)
+            shown = {"train/loss": figures["loss"], "train/grad_norm": figures["grad_norm"], "optim/lr": taken.lr}
+            self.observer.stepped(taken.step + 1, self.total_steps, {**shown, **self.window.pace()})
+            self.last_lr = taken.lr
+
+    def _count_faults(self, taken: Taken, figures: dict[str, float]) -> None:
+        """Count what went wrong in a step, and raise where it is too much; on all ranks alike."""
+        config, faults, scaler = self.config, self.state.faults, self.state.scaler
+        batch = config.optim.global_batch
+        if math.isfinite(figures["grad_norm"]):
+            faults.finite()
+        elif scaler.is_enabled() and math.isfinite(figures["loss"]) and scaler.get_scale() >= _MIN_LOSS_SCALE:
+            faults.overflow += 1
+        else:
+            samples = samples_at_fault(taken.batches, taken.losses, global_batch=batch, num_ranks=self.place.num_ranks)
+            faults.not_finite(taken.step, samples, config.optim.max_nonfinite, self._key)
+        for micro_batch in taken.batches:
+            for sample, why in micro_batch.skipped:
+                if sample not in self.noted_samples:
+                    self.noted_samples.add(sample)
+                    self.observer.noted(f"step {taken.step}: sample {self._key(sample)} is skipped: {why}")
+        samples_so_far = batch // config.data.repeats * max(taken.step + 1, self.steps_per_epoch)
+        faults.skip(int(figures["skipped"]), config.data.max_skipped, samples_so_far)
+
+    def _key(self, sample: int) -> str:
+        """The name of a sample of the training split."""
+        return self.train_set.index.rows([sample])[0].key
+
+    def _log(self, done: int) -> None:
+        """Send the means since the last log; every rank takes them, rank 0 sends."""
+        faults = self.state.faults
+        figures = self.window.take(self.stopwatch.take())
+        figures |= {
+            "optim/lr": self.last_lr,
+            "train/nonfinite": float(faults.nonfinite),
+            "data/skipped": float(faults.skipped),
+        }
+        if self.state.scaler.is_enabled():
+            figures |= {"train/overflow": float(faults.overflow), "optim/loss_scale": self.state.scaler.get_scale()}
+        if self.place.rank == 0:
+            self.tracker.log(done, figures)
 
     def evaluate(self) -> Score:
         """Score the evaluation split with the recipe's protocol; a collective."""
+        protocol = resolve_protocol(self.config.eval.protocol, self.config.data)
         loader = EvalLoader(
             self.eval_set,
             self.config.data,
             self.config.eval.protocol,
             rank=self.place.rank,
             num_ranks=self.place.num_ranks,
-            batch_size=self.config.eval.batch_videos,
+            batch_size=protocol.batch_videos(self.config.eval.batch_videos, MAX_CLIPS),
         )
         predictions = predict(
-            self.model,
+            self.state.published,
             loader,
             mean=self.config.data.mean,
             std=self.config.data.std,
             device=self.place.device,
-            autocast=self.autocast,
+            autocast=AUTOCAST[self.config.optim.precision],
         )
         split = self.eval_manifest.splits[self.config.data.eval_split]
         return score(predictions, self.eval_set.index.column("label"), len(self.manifest.classes), split.records)
 
-    def _batches(self) -> Iterator[tuple[int, list[TrainBatch], float]]:
+    def _batches(self) -> Iterator[tuple[int, list[TrainBatch]]]:
         config, place = self.config, self.place
         loader = TrainLoader(
             self.train_set,
@@ -183,71 +241,41 @@ class Run:
             start_step=self.state.step,
             stop_step=self.total_steps,
         )
-        # DDP registers its hooks at construction, so it is made after the weights are in place.
-        self.network: nn.Module = self.model
-        if place.num_ranks > 1:
-            self.network = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
-        return _timed(loader)
-
-    def _step(self, step: int, micro_batches: list[TrainBatch]) -> dict[str, float]:
-        config, place = self.config, self.place
-        begun = time.perf_counter()
-        torch.manual_seed(_mix(config.seed, step, place.rank))  # drop path; so no RNG state is ever saved
-        lr = learning_rate(step, config.optim, self.steps_per_epoch)
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.zero_grad(set_to_none=True)
-        total = torch.zeros((), device=place.device)
-        for number, batch in enumerate(micro_batches, start=1):
-            synchronise = number == len(micro_batches)
-            if isinstance(self.network, DistributedDataParallel):
-                self.network.require_backward_grad_sync = synchronise  # what DDP.no_sync() sets
-            clip_BCTHW = normalise(batch.clip_BCTHW.to(place.device), config.data.mean, config.data.std)
-            with torch.autocast(place.device.type, dtype=self.autocast, enabled=self.autocast is not None):
-                logits_BK = self.network(clip_BCTHW)
-            loss = cross_entropy(
-                logits_BK.float(), batch.label_B.to(place.device), label_smoothing=config.optim.label_smoothing
-            ) / len(micro_batches)
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm or float("inf"))
-        self.optimizer.step()
-        if place.num_ranks > 1:
-            dist.all_reduce(total)  # one number; the loss of the global batch, not of this rank's slice
-        loss_value = float(total) / place.num_ranks  # a device sync
-        elapsed = time.perf_counter() - begun
-        return {
-            "train/loss": loss_value,
-            "train/grad_norm": float(norm),
-            "optim/lr": lr,
-            "time/step_s": elapsed,
-            "time/clips_per_s": config.optim.global_batch / max(elapsed, 1e-9),
-        }
+        # Here, because DDP sends the weights to all ranks when it is made, so they must be in place.
+        self.stepper = Stepper(
+            config,
+            place,
+            self.state,
+            steps_per_epoch=self.steps_per_epoch,
+            micro_batch=loader.micro_batch,
+            accumulation=loader.accumulation,
+            stopwatch=self.stopwatch,
+        )
+        self.stopwatch.restart()
+        return iter(loader)
 
     def _save_step(self, done: int) -> bool:
         every = self.config.checkpoint.every_steps
         return every > 0 and done % every == 0
 
-    def _save(self, result: Score | None) -> None:
-        figures = result.figures() if result else {}
-        card = self._card(result)
-        self.observer.saved(self.state.step, figures, lambda folder: self.state.save(folder, card))
+    def _save(self) -> None:
+        card = self._card()
+        # Only rank 0 writes, so only rank 0 takes the memory of a copy.
+        write = partial(self.state.snapshot().save, card=card) if self.place.rank == 0 else _only_rank_0_writes
+        self.observer.saved(self.state.step, dict(self.eval_figures), write)
 
-    def _card(self, result: Score | None) -> ModelCard:
+    def _card(self) -> ModelCard:
         return ModelCard(
             config=self.config.model_dump(mode="json"),
             classes=list(self.manifest.classes),
             dataset_digest=self.manifest.digest,
             step=self.state.step,
-            figures=result.figures() if result else {},
+            figures=dict(self.eval_figures),
         )
 
 
-def _timed(loader: TrainLoader) -> Iterator[tuple[int, list[TrainBatch], float]]:
-    """What the loader yields, and how many seconds each step's clips were waited for."""
-    begun = time.perf_counter()
-    for step, micro_batches in loader:
-        yield step, micro_batches, time.perf_counter() - begun
-        begun = time.perf_counter()
+def _only_rank_0_writes(folder: Path) -> None:
+    raise RuntimeError(f"every rank has the same state; rank 0 alone writes it to {folder}")
 
 
 def check_same_classes(train: Manifest, evaluation: Manifest, eval_url: str) -> None:
@@ -260,10 +288,3 @@ def check_same_classes(train: Manifest, evaluation: Manifest, eval_url: str) -> 
         f"data.eval_url: the class list at {eval_url} is not the training set's: {len(evaluation.classes)} classes "
         f"against {len(train.classes)}, first difference at label id {first}"
     )
-
-
-def _mix(seed: int, step: int, rank: int) -> int:
-    """One 63-bit seed out of three numbers (SplitMix64's finaliser)."""
-    value = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB + 1) % 2**64
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    return (value ^ (value >> 31)) >> 1

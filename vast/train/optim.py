@@ -1,27 +1,52 @@
 """The optimizer's parameter groups and the learning-rate schedule, a pure function of the step."""
 
 import math
+from typing import Any
 
 import torch
-from torch import nn
 
+from vast.models.vast import Vast
 from vast.train.config import OptimConfig
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig, no_decay: set[str]) -> torch.optim.Optimizer:
-    """AdamW or Nesterov SGD with weight decay on matrices only.
+def build_optimizer(model: Vast, config: OptimConfig) -> torch.optim.Optimizer:
+    """AdamW or Nesterov SGD over groups of equal weight decay and learning-rate scale.
 
-    Biases, norms, layer scales and the names in `no_decay` are not decayed, as every transformer recipe since BERT.
+    Biases, norms, layer scales and position encodings are not decayed, as in every transformer recipe since BERT. The
+    fused implementations are taken everywhere: they alone can skip an update by a flag on the device.
     """
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
+    scales = lr_scales(model, config.layer_decay)
+    not_decayed = model.no_weight_decay()
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (plain if parameter.ndim <= 1 or name in no_decay else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    if config.name == "sgd":
-        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.momentum, config.beta2))
+            decay = 0.0 if name in not_decayed else config.weight_decay
+            empty = {"params": [], "weight_decay": decay, "lr_scale": scales[name]}
+            groups.setdefault((decay, scales[name]), empty)["params"].append(parameter)
+    if config.name == "adamw":
+        betas = (config.momentum, config.beta2)
+        return torch.optim.AdamW(list(groups.values()), lr=config.lr, betas=betas, fused=True)
+    nesterov = config.momentum > 0
+    optimizer = torch.optim.SGD(
+        list(groups.values()), lr=config.lr, momentum=config.momentum, nesterov=nesterov, fused=True
+    )
+    if nesterov:
+        # A first step that is skipped would leave the momentum it has just made without a value (torch 2.13).
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
+
+
+def lr_scales(model: Vast, layer_decay: float) -> dict[str, float]:
+    """Factor on the learning rate of each parameter: layer_decay to the power of the blocks between it and the head.
+
+    That is layer_decay ** (num_blocks - i) for block i, counted from 0, and 1 for the last norm and the classifier, as
+    in BEiT (arXiv 2106.08254).
+    """
+    layer_of = model.layer_of_parameter()
+    num_blocks = sum(model.config.size.depths)
+    return {name: layer_decay ** (num_blocks - layer) for name, layer in layer_of.items()}
 
 
 def learning_rate(step: int, config: OptimConfig, steps_per_epoch: int) -> float:
@@ -36,6 +61,6 @@ def learning_rate(step: int, config: OptimConfig, steps_per_epoch: int) -> float
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give every parameter group this learning rate."""
+    """Give every parameter group this learning rate, times its own scale."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]

@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,13 +42,23 @@ def tiny_config(ssv2_shards: str) -> Callable[..., TrainConfig]:
 
 
 class Recorder:
-    """Tracker and observer that remember everything and keep checkpoints in a folder."""
+    """Tracker and observer that remember everything and keep checkpoints in a folder.
 
-    def __init__(self, folder: Path, stop_after_epoch: int | None = None) -> None:
+    `stop_in_step` asks the run to end while it takes that step; `late` leaves the writing to `write_all`.
+    """
+
+    def __init__(
+        self, folder: Path, stop_after_epoch: int | None = None, stop_in_step: int | None = None, late: bool = False
+    ) -> None:
         self.folder, self.stop_after_epoch = folder, stop_after_epoch
+        self.stop_in_step, self.late = stop_in_step, late
+        self.asked = 0
+        self.writes: dict[int, Callable[[Path], None]] = {}
         self.figures: dict[int, dict[str, float]] = {}
         self.messages: list[str] = []
+        self.notes: list[str] = []
         self.saved_steps: list[int] = []
+        self.steps: list[int] = []
 
     def log(self, step: int, figures: dict[str, float]) -> None:
         self.figures.setdefault(step, {}).update(figures)
@@ -56,19 +67,32 @@ class Recorder:
         self.messages.append(message)
 
     def stepped(self, step: int, total_steps: int, figures: dict[str, float]) -> None:
-        pass
+        self.steps.append(step)
 
     def saved(self, step: int, figures: dict[str, float], write: Callable[[Path], None]) -> None:
         self.saved_steps.append(step)
-        write(self.folder / f"step-{step}")
+        self.writes[step] = write
+        if not self.late:
+            write(self.folder / f"step-{step}")
+
+    def write_all(self) -> None:
+        for step, write in self.writes.items():
+            write(self.folder / f"step-{step}")
 
     def evaluated(self, epoch: int, step: int, result: Score) -> bool:
         return epoch == self.stop_after_epoch
 
+    def noted(self, text: str) -> None:
+        self.notes.append(text)
+
+    def wants_stop(self) -> bool:
+        self.asked += 1
+        return self.asked == self.stop_in_step
+
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> Callable[..., Recorder]:
-    def make(name: str = "run", **options: int) -> Recorder:
+    def make(name: str = "run", **options: Any) -> Recorder:
         folder = tmp_path / name
         folder.mkdir()
         return Recorder(folder, **options)

@@ -1,12 +1,14 @@
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
 
 from vast.errors import UserError
 from vast.models.variants import create_model
-from vast.train.checkpoint import CARD, STATE, ModelCard, TrainState, fetch, load_model, save_model
-from vast.train.config import TrainConfig
+from vast.train.checkpoint import CARD, STATE, ModelCard, TrainState, fetch, load_model, read_card, save_model
+from vast.train.config import OptimConfig, TrainConfig
+from vast.train.optim import build_optimizer
 
 
 @pytest.fixture
@@ -15,7 +17,7 @@ def saved(tmp_path):
     card = ModelCard(config.model_dump(mode="json"), ["a", "b", "c"], "sha256:1", step=7, figures={"eval/top1": 50.0})
     torch.manual_seed(1)
     model = create_model("vast_micro", 3)
-    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer = build_optimizer(model, OptimConfig())
     model(torch.randn(1, 3, 2, 32, 32)).sum().backward()
     optimizer.step()
     state = TrainState(model, optimizer, step=7)
@@ -27,13 +29,67 @@ def saved(tmp_path):
 def test_round_trip(saved):
     folder, state, _ = saved
     model = create_model("vast_micro", 3)
-    again = TrainState(model, torch.optim.AdamW(model.parameters()))
+    again = TrainState(model, build_optimizer(model, OptimConfig()))
     again.load(folder)
     assert again.step == 7
     assert all(torch.equal(a, b) for a, b in zip(state.model.parameters(), model.parameters(), strict=True))
     moments = again.optimizer.state_dict()["state"]
     for key, value in state.optimizer.state_dict()["state"].items():
         assert all(torch.equal(value[name], moments[key][name]) for name in value)
+
+
+def test_equal_states_make_equal_files(saved, tmp_path):
+    folder, state, card = saved
+    state.save(tmp_path / "again", card)
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
+
+
+def test_a_snapshot_stays_as_it_was_while_training_goes_on(saved, tmp_path):
+    folder, state, card = saved
+    snapshot = state.snapshot()
+    with torch.no_grad():
+        for parameter in state.model.parameters():
+            parameter.add_(1.0)
+        for moments in state.optimizer.state.values():
+            moments["exp_avg"].add_(1.0)
+    state.step, state.faults.nonfinite = 9, 3
+    snapshot.save(tmp_path / "later", card)
+    assert all(path.read_bytes() == (tmp_path / "later" / path.name).read_bytes() for path in folder.iterdir())
+
+
+def test_a_checkpoint_is_complete_or_as_it_was(saved, tmp_path, monkeypatch):
+    folder, state, card = saved
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", killed)
+    for place in (folder, tmp_path / "new"):
+        with pytest.raises(KeyboardInterrupt):
+            state.save(place, replace(card, step=8))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not (tmp_path / "new").exists()
+    monkeypatch.undo()
+    state.save(folder, replace(card, step=8))  # over what is there
+    assert read_card(folder).step == 8
+
+
+def test_options_come_from_the_config_and_not_from_the_checkpoint(saved):
+    folder, _, _ = saved
+    model = create_model("vast_micro", 3)
+    again = TrainState(model, build_optimizer(model, OptimConfig(weight_decay=0.5, momentum=0.8)))
+    again.load(folder)
+    group = again.optimizer.param_groups[0]
+    assert (group["weight_decay"], group["betas"][0]) == (0.5, 0.8)
+
+
+def test_a_checkpoint_of_another_optimizer_is_refused(saved):
+    folder, _, _ = saved
+    model = create_model("vast_micro", 3)
+    with pytest.raises(UserError, match="it was made with AdamW, not SGD"):
+        TrainState(model, build_optimizer(model, OptimConfig(name="sgd"))).load(folder)
 
 
 @pytest.mark.parametrize("depth", ["", "model"])

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from vast.errors import UserError
-from vast.train.checkpoint import CARD, TrainState
-from vast.train.loop import Place, Run
+from vast.train.checkpoint import CARD, STATE, read_card, read_weights
+from vast.train.job import Place
+from vast.train.loop import Run
 
 
 def train(config, recorder, own_checkpoint=None):
@@ -32,15 +33,107 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tiny_config, recorder):
     assert whole_log.saved_steps == [2, 3, 4, 6]
 
 
-def test_accumulation_does_not_change_what_a_step_sees(tiny_config, recorder):
-    # without drop path, whose draws depend on the micro-batch, the sums differ by rounding alone
-    model = {"name": "vast_micro", "drop_path": 0.0}
-    one_log, two_log = recorder("one"), recorder("two")
-    optim = {"epochs": 1, "global_batch": 8}
-    train(tiny_config(model=model, optim={**optim, "max_micro_batch": 8}), one_log)
-    train(tiny_config(model=model, optim={**optim, "max_micro_batch": 2}), two_log)
-    assert one_log.figures[1]["train/loss"] == pytest.approx(two_log.figures[1]["train/loss"], rel=1e-5)
-    assert one_log.figures[3]["train/loss"] == pytest.approx(two_log.figures[3]["train/loss"], rel=1e-3)
+def test_a_moving_average_is_what_is_scored_saved_and_continued(tiny_config, recorder):
+    optim = {**tiny_config().model_dump()["optim"], "ema_decay": 0.8}
+    config = tiny_config(optim=optim, checkpoint={"every_steps": 2})
+    whole_log, rest_log, plain_log = recorder("whole"), recorder("rest"), recorder("plain")
+    whole, outcome = train(config, whole_log)
+    rest, again = train(config, rest_log, whole_log.folder / "step-2")
+    plain, _ = train(tiny_config(), plain_log)
+    assert_same_weights(whole, rest)
+    assert_same_weights(whole, plain)  # averaging does not touch the training
+    average = whole.state.published.state_dict()
+    assert all(torch.equal(w, rest.state.published.state_dict()[name]) for name, w in average.items())
+    assert not torch.equal(average["head.weight"], whole.model.state_dict()["head.weight"])
+    assert torch.equal(average["head.weight"], read_weights(whole_log.folder / "step-6")["head.weight"])
+    assert outcome.score.to_json() == again.score.to_json()
+
+
+def test_the_average_is_updated_once_a_step_with_the_decay_of_that_step(tiny_config, recorder):
+    log = recorder()
+    optim = {**tiny_config().model_dump()["optim"], "ema_decay": 0.15, "max_micro_batch": 4}
+    config = tiny_config(optim=optim, checkpoint={"every_steps": 1})
+    wanted = Run(config, Place(), log, log).model.head.weight.detach()
+    train(config, log)
+    for step in range(6):
+        folder = log.folder / f"step-{step + 1}"
+        raw = torch.load(folder / STATE, weights_only=True)["weights"]["head.weight"]
+        decay = min(0.15, (1 + step) / (10 + step))  # 1/10, then the full one
+        wanted = decay * wanted + (1 - decay) * raw
+        torch.testing.assert_close(read_weights(folder)["head.weight"], wanted, rtol=0, atol=1e-6)
+
+
+def test_weights_to_start_from_start_the_average_too(tiny_config, recorder):
+    log = recorder()
+    first, _ = train(tiny_config(), log)
+    optim = {**tiny_config().model_dump()["optim"], "ema_decay": 0.9}
+    run = Run(tiny_config(optim=optim, init_from=str(log.folder / "step-6")), Place(), log, log)
+    run.start(None)
+    assert torch.equal(run.state.published.head.weight, first.model.head.weight)
+
+
+def test_a_checkpoint_with_and_one_without_average_do_not_mix(tiny_config, recorder):
+    log = recorder()
+    train(tiny_config(), log)
+    optim = {**tiny_config().model_dump()["optim"], "ema_decay": 0.9}
+    with pytest.raises(UserError, match=r"only one of them has a moving average of the weights \(optim\.ema_decay\)"):
+        Run(tiny_config(optim=optim), Place(), log, log).start(log.folder / "step-3")
+
+
+@pytest.mark.parametrize(("log_every", "saved_at"), [(1, 2), (50, 3)])
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_as_if_nothing_had_happened(
+    tiny_config, recorder, log_every, saved_at
+):
+    """Where nothing is logged the word is heard one step late, since no step waits for the one before."""
+    whole_log, cut_log, rest_log = recorder("whole"), recorder("cut", stop_in_step=2), recorder("rest")
+    config = tiny_config(log_every_steps=log_every, checkpoint={"every_epochs": 9}, eval={"every_epochs": 9})
+    whole, outcome = train(config, whole_log)
+    _, cut = train(config, cut_log)
+    assert (cut.interrupted, cut.step, cut.score) == (True, saved_at, None)
+    assert cut_log.saved_steps == [saved_at]
+    assert cut_log.figures[saved_at]["train/loss"] > 0  # what was not logged yet
+    rest, again = train(config, rest_log, cut_log.folder / f"step-{saved_at}")
+    assert not again.interrupted
+    assert_same_weights(whole, rest)
+    assert outcome.score.to_json() == again.score.to_json()
+
+
+def test_a_stop_in_the_last_step_comes_too_late_to_matter(tiny_config, recorder):
+    _, outcome = train(tiny_config(), recorder(stop_in_step=6))
+    assert (outcome.interrupted, outcome.step) == (False, 6)
+    assert outcome.score is not None
+
+
+def test_figures_are_averaged_over_the_steps_between_logs(tiny_config, recorder):
+    every_log, third_log = recorder("every"), recorder("third")
+    train(tiny_config(), every_log)
+    train(tiny_config(log_every_steps=4), third_log)
+    loss = {step: figures["train/loss"] for step, figures in every_log.figures.items() if "train/loss" in figures}
+    assert third_log.figures[4]["train/loss"] == pytest.approx(sum(loss[step] for step in (1, 2, 3, 4)) / 4)
+    assert third_log.figures[6]["train/loss"] == pytest.approx((loss[5] + loss[6]) / 2)
+    assert every_log.steps == third_log.steps == [1, 2, 3, 4, 5, 6]  # each step is told, once
+
+
+def test_a_checkpoint_may_be_written_while_training_goes_on(tiny_config, recorder):
+    at_once, late = recorder("at_once"), recorder("late", late=True)
+    config = tiny_config(checkpoint={"every_steps": 2}, optim={**tiny_config().optim.model_dump(), "ema_decay": 0.5})
+    train(config, at_once)
+    train(config, late)
+    late.write_all()
+    for step in (2, 3, 4, 6):
+        for path in (at_once.folder / f"step-{step}").iterdir():
+            assert path.read_bytes() == (late.folder / f"step-{step}" / path.name).read_bytes(), path
+
+
+def test_the_figures_of_the_last_evaluation_survive_a_resume(tiny_config, recorder):
+    log, rest_log = recorder("log"), recorder("rest")
+    config = tiny_config(checkpoint={"every_steps": 4})
+    train(config, log)
+    train(config, rest_log, log.folder / "step-4")  # the evaluation was after step 3
+    assert read_card(rest_log.folder / "step-6") == read_card(log.folder / "step-6")
+    run = Run(config, Place(), log, log)
+    run.start(log.folder / "step-4")
+    assert run.eval_figures == read_card(log.folder / "step-3").figures != {}
 
 
 def test_an_observer_can_end_the_run_and_the_state_is_saved(tiny_config, recorder):
@@ -64,7 +157,7 @@ def test_start_precedence(tiny_config, recorder):
     assert message(own, **everything)[0].startswith("resumed at step 3 from this run's")
     assert message(**everything)[0] == f"resumed at step 6 from {other}"
     text, run = message(init_from=other)
-    assert text.startswith(f"weights from {other}: ")
+    assert text.startswith(f"weights of vast_micro from {other}: ")
     assert run.state.step == 0
     assert_same_weights(first, run)
     assert message()[0] == "from scratch"
@@ -79,7 +172,7 @@ def test_the_head_is_made_anew_when_the_classes_differ_though_their_number_does_
     (folder / CARD).write_text(json.dumps(card))
     run = Run(tiny_config(init_from=str(folder)), Place(), log, log)
     text = run.start(None)
-    assert "missing (head." in text
+    assert "2 reinitialised (head.weight, head.bias)" in text
     assert not torch.equal(run.model.state_dict()["head.weight"], first.model.state_dict()["head.weight"])
 
 
@@ -100,4 +193,4 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_config, recorder):
     train(tiny_config(), log)
     run = Run(tiny_config(model={"name": "vast_micro", "output_projection": False}), Place(), log, log)
     with pytest.raises(UserError, match="does not fit this run's model"):
-        TrainState(run.model, run.optimizer).load(log.folder / "step-3")
+        run.state.load(log.folder / "step-3")
