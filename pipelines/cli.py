@@ -2,23 +2,29 @@
 
 import argparse
 import datetime
+import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from pipelines.stopping import Interrupted
 from pipelines.terminal import Terminal, own_terminal
 from vast import __version__
 from vast.errors import StoreError, UserError
 
 Command = Callable[[argparse.Namespace, Terminal], int | None]
 
-EXIT_FAILED, EXIT_MISTAKE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_MISTAKE = 1, 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0 done, 1 failed, 2 a mistake in what was asked, 130 interrupted."""
+    """Run one command and return its exit code.
+
+    0 done, 1 failed, 2 a mistake in what was asked, 130 after Ctrl-C, 143 after SIGTERM.
+    """
     args = parse(argv)
     log_path = Path(args.log) if args.log else _log_path(args)
     try:
@@ -36,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except StoreError as error:
         print(f"vast {args.command}: {error}", file=sys.stderr)
         return EXIT_FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f"\nvast {args.command}: interrupted; the same command continues where it stood", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return 128 + (error.signum if isinstance(error, Interrupted) else signal.SIGINT)
     except Exception as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         print(f"vast {args.command}: failed: {type(error).__name__}: {first}\nfull story: {log_path}", file=sys.stderr)
@@ -84,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_train(commands, name, what)
     _add_search(commands)
     _add_evaluate(commands)
+    _add_export(commands)
     _add_ui(commands)
     return parser
 
@@ -194,7 +201,17 @@ def _add_data(commands) -> None:  # type: ignore[no-untyped-def]
 
 def _add_tables(commands) -> None:  # type: ignore[no-untyped-def]
     commands.add_parser("recipes", help="list the shipped recipes").set_defaults(run=_recipes)
-    commands.add_parser("models", help="list the model sizes").set_defaults(run=_models)
+    models = commands.add_parser("models", help="what each model size costs, and what it was matched to")
+    models.add_argument("names", nargs="*", metavar="MODEL", help="sizes to list (default: all)")
+    models.add_argument(
+        "--frames", type=_positive, default=0, metavar="N", help="frames of a clip (default: 8; image models have 1)"
+    )
+    models.add_argument(
+        "--crop", type=_positive, default=0, metavar="PIXELS", help="side of a clip (default: 224, of micro 64)"
+    )
+    models.add_argument("--measure", action="store_true", help="also time each on this machine: a minute or more")
+    models.add_argument("--json", action="store_true", help="plain numbers, for programs")
+    models.set_defaults(run=_models)
     check = commands.add_parser("check", help="resolve a recipe and list every problem")
     _recipe_arguments(check)
     check.set_defaults(run=_check)
@@ -209,7 +226,10 @@ def _add_train(commands, name: str, what: str) -> None:  # type: ignore[no-untyp
     train = commands.add_parser(name, help=f"{what}; a known run resumes")
     _recipe_arguments(train)
     train.add_argument(
-        "--ranks", type=_positive, default=0, metavar="N", help="training processes (default: one a GPU, or 1)"
+        "--ranks",
+        default="",
+        metavar="N|A..B",
+        help="training processes; 2..8 takes as many as the cluster has room for (default: one a GPU, or 1)",
     )
     train.add_argument(
         "--output", default="runs", metavar="URL", help="store for checkpoints and models (default: runs)"
@@ -228,13 +248,35 @@ def _add_search(commands) -> None:  # type: ignore[no-untyped-def]
 
 def _add_evaluate(commands) -> None:  # type: ignore[no-untyped-def]
     evaluate = commands.add_parser("evaluate", help="score a trained model, every record accounted for")
-    evaluate.add_argument("model", metavar="MODEL", help="URL of a run or a checkpoint")
-    evaluate.add_argument("--data", required=True, metavar="URL", help="data set")
+    evaluate.add_argument(
+        "model", metavar="MODEL", nargs="?", default="", help="URL of a run or checkpoint, or an MLflow run id"
+    )
+    evaluate.add_argument("--data", default="", metavar="URL", help="data set")
     evaluate.add_argument("--split", default="", help="(default: the recipe's eval_split)")
     evaluate.add_argument(
-        "--protocol", default="", metavar="TxS", help="temporal x spatial views, as 4x3 (default: the recipe's)"
+        "--protocol",
+        default="",
+        metavar="NAME",
+        help="a named one, or temporal clips x spatial crops, as 4x3 (default: the recipe's)",
     )
+    evaluate.add_argument("--protocols", action="store_true", help="list the named protocols")
+    evaluate.add_argument("--ranks", type=_positive, default=0, metavar="N", help="(default: one a GPU, or 1)")
+    evaluate.add_argument("--address", metavar="HOST:PORT", help="Ray cluster (default: RAY_ADDRESS, else here)")
+    evaluate.add_argument(
+        "--out", default="", metavar="URL", help="results: a folder or s3://bucket/prefix (default: under evaluations)"
+    )
+    evaluate.add_argument("--allow-leaks", action="store_true", help="score videos that the model was trained on")
+    evaluate.add_argument("--save-probabilities", action="store_true", help="keep those of all classes, not of five")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of the story")
     evaluate.set_defaults(run=_evaluate)
+
+
+def _add_export(commands) -> None:  # type: ignore[no-untyped-def]
+    export = commands.add_parser("export", help="a trained model as one file that runs without this code, checked")
+    export.add_argument("model", metavar="MODEL", help="URL of a run or a checkpoint, or an MLflow run id")
+    export.add_argument("--format", choices=["pt2", "onnx"], required=True, help="torch.export's archive, or ONNX")
+    export.add_argument("--out", default="", metavar="FILE", help="path or URL (default: named after the recipe, here)")
+    export.set_defaults(run=_export)
 
 
 def _add_ui(commands) -> None:  # type: ignore[no-untyped-def]
@@ -353,18 +395,15 @@ def _data_export(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _recipes(args: argparse.Namespace, terminal: Terminal) -> None:
-    from pipelines.tables import recipe_rows
+    from pipelines.recipe_table import show_recipes
 
-    terminal.table("Recipes", ["recipe", "what it is"], recipe_rows())
+    show_recipes(terminal)
 
 
 def _models(args: argparse.Namespace, terminal: Terminal) -> None:
-    from pipelines.tables import model_rows
-    from vast.models.variants import SIZES
+    from pipelines.tables import show_models
 
-    terminal.table("Models", ["model", "params M", "GMACs a view", "clip", "widths", "depths"], model_rows())
-    for source in sorted({size.source for size in SIZES.values()}):
-        terminal.say(f"sizes: {source}")
+    show_models(terminal, args.names, frames=args.frames, crop=args.crop, measure=args.measure, as_json=args.json)
 
 
 def _check(args: argparse.Namespace, terminal: Terminal) -> None:
@@ -374,6 +413,14 @@ def _check(args: argparse.Namespace, terminal: Terminal) -> None:
 
     config = resolve(args.recipe, args.overrides)
     terminal.say(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip())
+    from pipelines.estimate import estimate
+    from pipelines.kernel_paths import kernel_lines
+    from vast.dataset_format import read_manifest
+
+    samples = read_manifest(config.data.url).splits[config.data.train_split].samples
+    terminal.say(f"# cost: {estimate(config, samples)}")
+    for line in kernel_lines(config.model, config.data.num_frames, config.data.crop_size):
+        terminal.say(f"# Affine-Shift: {line}")
     terminal.say(f"# no problems; the run will be called {config.run_name()}")
 
 
@@ -382,9 +429,11 @@ def _train(args: argparse.Namespace, terminal: Terminal) -> None:
 
     config = resolve(args.recipe, args.overrides)  # every mistake is found before Ray starts
     from pipelines.launch import train
+    from pipelines.ranks import Ranks
 
+    ranks = Ranks.parse(args.ranks) if args.ranks else Ranks()
     terminal.say(f"library output goes to {terminal.log_path}")
-    done = train(config, terminal, ranks=args.ranks, output=args.output, kind=args.command, address=args.address)
+    done = train(config, terminal, ranks=ranks, output=args.output, kind=args.command, address=args.address)
     terminal.say(
         f"top-1 {done.score.top1:.1f} %  top-5 {done.score.top5:.1f} %  mean class {done.score.mean_class:.1f} %"
     )
@@ -407,11 +456,44 @@ def _search(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _evaluate(args: argparse.Namespace, terminal: Terminal) -> None:
-    from pipelines.evaluate import evaluate
+    from pipelines.tables import protocol_rows
 
-    result = evaluate(args.model, args.data, terminal, protocol=args.protocol, split=args.split)
-    terminal.say(f"top-1 {result.top1:.2f} %  top-5 {result.top5:.2f} %  mean class {result.mean_class:.2f} %")
-    terminal.say(result.denominator())
+    if args.protocols:
+        columns = ["protocol", "clips x crops", "short side", "crop", "sampling", "clips and crops of"]
+        terminal.table("Protocols, for a model of 224x224 crops", columns, protocol_rows())
+        return
+    if not args.model or not args.data:
+        raise UserError("give MODEL and --data URL, or --protocols")
+    from pipelines.evaluate import EvaluateRequest, evaluate
+
+    request = EvaluateRequest(
+        model=args.model,
+        data=args.data,
+        split=args.split,
+        protocol=args.protocol,
+        ranks=args.ranks,
+        address=args.address,
+        out=args.out,
+        allow_leaks=args.allow_leaks,
+        save_probabilities=args.save_probabilities,
+    )
+    if args.json:
+        done = evaluate(request, Terminal(sys.stderr))  # descriptor 2 is the log here
+        terminal.say(json.dumps({**done.content, "out": done.out}, ensure_ascii=False))
+        return
+    done = evaluate(request, terminal)
+    done.report.show(terminal)
+    terminal.say(f"results  {done.out}")
+    terminal.say(f"MLflow run {done.tracking.run_id} in {done.tracking.tracking_uri}")
+
+
+def _export(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.export import CHECKED_BATCHES, export
+
+    done = export(args.model, args.format, args.out, terminal)
+    terminal.say(f"{done.url}: {done.size_bytes / 1e6:.1f} MB")
+    batches = " and ".join(map(str, CHECKED_BATCHES))
+    terminal.say(f"loaded again and run on {batches} clips: logits within {done.difference:.1e} of the model's")
 
 
 def _ui(args: argparse.Namespace, terminal: Terminal) -> None:

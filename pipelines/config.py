@@ -5,17 +5,17 @@ Everything is checked before Ray or a GPU is touched.
 """
 
 import difflib
-import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from vast.data.order import steps_per_epoch
+from vast.data.protocols import resolve_protocol
 from vast.dataset_format import Manifest, read_manifest
 from vast.errors import StoreError, UserError
 from vast.train.config import TrainConfig
@@ -167,9 +167,12 @@ def explain(detail: Any, model: type[BaseModel], prefix: str = "") -> str:
     if detail["type"] == "extra_forbidden":
         *section, key = detail["loc"]
         valid = sorted(_fields_at(model, section))
-        near = difflib.get_close_matches(key, valid, n=1)
+        near = difflib.get_close_matches(key, valid, n=1) or sorted(_places_of(key, model, prefix))
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{path}: unknown key; {hint}valid here: {', '.join(valid)}"
+    if detail["type"] == "model_type":
+        inside = ", ".join(_fields_at(model, detail["loc"]))
+        return f"{path}: got {detail['input']!r}; expected a section, of: {inside}"
     if detail["type"] == "missing":
         return f"{path}: missing; every recipe must give it"
     message = detail["msg"].removeprefix("Value error, ")
@@ -183,6 +186,19 @@ def _fields_at(model: Any, section: Sequence[str]) -> Iterable[str]:
     return fields
 
 
+def _places_of(key: str, model: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Dotted paths of the fields of that name in any section."""
+    for name, field in model.model_fields.items():
+        if name == key:
+            yield prefix + name
+        if _is_section(field.annotation):
+            yield from _places_of(key, field.annotation, f"{prefix}{name}.")
+
+
+def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
 def _wrong_booleans(tree: Tree, model: type[BaseModel], prefix: str = "") -> list[str]:
     # YAML reads `on`, `yes` and `no` as booleans, and pydantic would turn a boolean into 1.0 without a word.
     problems = []
@@ -190,13 +206,21 @@ def _wrong_booleans(tree: Tree, model: type[BaseModel], prefix: str = "") -> lis
         field = model.model_fields.get(str(key))
         if field is None:
             continue
-        annotation = field.annotation
-        if isinstance(value, dict) and isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            problems += _wrong_booleans(value, annotation, f"{prefix}{key}.")
-        kinds = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
-        if isinstance(value, bool) and bool not in kinds and (int in kinds or float in kinds):
+        if isinstance(value, dict) and _is_section(field.annotation):
+            problems += _wrong_booleans(value, field.annotation, f"{prefix}{key}.")
+        values = value if isinstance(value, list) else [value]
+        kinds = _leaf_types(field.annotation)
+        if any(isinstance(part, bool) for part in values) and bool not in kinds and kinds & {int, float}:
             problems.append(f"{prefix}{key}: got {value} (YAML reads yes/no/on/off as true/false); expected a number")
     return problems
+
+
+def _leaf_types(annotation: Any) -> set[Any]:
+    """The types that a value, or a part of it, may have: {float} of a pair of bounded floats."""
+    parts = typing.get_args(annotation)
+    if parts:
+        return {kind for part in parts for kind in _leaf_types(part)}
+    return {annotation} if isinstance(annotation, type) else set()  # the others are choices and bounds
 
 
 def _data_problems(tree: Tree, config: TrainConfig | None) -> list[str]:
@@ -233,13 +257,51 @@ def _fit_problems(config: TrainConfig, manifests: Mapping[str, Manifest]) -> lis
     ):
         if split not in manifest.splits:
             problems.append(f"{field}: no split {split!r} in {manifest.name!r}; it has {', '.join(manifest.splits)}")
+    problems += media_problems(config, {f"data.{key}": manifest.media for key, manifest in manifests.items()})
     if config.data.train_split in train.splits:
         try:
-            steps_per_epoch(train.splits[config.data.train_split].samples, config.optim.global_batch)
+            steps_per_epoch(
+                train.splits[config.data.train_split].samples, config.optim.global_batch, config.data.repeats
+            )
         except UserError as error:
             problems.append(f"optim.global_batch: {error}")
     if not problems and not config.data.allow_leaks:
         problems += _leak_problems(config)
+    return problems
+
+
+def media_problems(config: TrainConfig, media: Mapping[str, str]) -> list[str]:
+    """What does not go together of the model (pictures or clips), the clips drawn and the data sets.
+
+    Args:
+        config: the model and how clips are drawn.
+        media: what each data set holds, "image" or "video", by the field that names it.
+    """
+    model, data = config.model, config.data
+    problems = []
+    if model.is_image_model and data.num_frames != 1:
+        problems.append(
+            f"data.num_frames: got {data.num_frames}, but {model.name} takes single frames: set data.num_frames=1, "
+            f"or model.name={model.name.replace('ast_', 'vast_')} for clips"
+        )
+    for field, kind in media.items():
+        if kind == "image" and not model.is_image_model:
+            problems.append(
+                f"{field}: the data set holds pictures, but {model.name} takes clips: "
+                f"set model.name={model.name.replace('vast_', 'ast_')} data.num_frames=1, or give a data set of videos"
+            )
+    if len(set(media.values())) > 1:
+        found = ", ".join(f"{field} holds {kind}s" for field, kind in media.items())
+        problems.append(f"data.eval_url: {found}; train and evaluate on the same")
+    try:
+        scored = resolve_protocol(config.eval.protocol, data).views
+    except UserError as error:
+        return [*problems, f"eval.protocol: {error}"]
+    if "image" in media.values() and scored.temporal > 1:
+        problems.append(
+            f"eval.protocol: got {config.eval.protocol}, but a picture has one moment, not {scored.temporal}: "
+            f"set eval.protocol=1x{scored.spatial}"
+        )
     return problems
 
 

@@ -13,6 +13,7 @@ from pipelines import tracking
 from pipelines.config import resolve
 from pipelines.datasets import failures_by_reason, synth
 from pipelines.launch import Finished, connect, train
+from pipelines.ranks import Ranks
 from pipelines.search import Campaign, run_search
 from pipelines.shard import ShardRequest, shard
 from pipelines.terminal import Terminal
@@ -73,7 +74,9 @@ def run_demo(out: Path, terminal: Terminal, scale: Scale = FULL) -> None:
 
     def run(recipe: str, kind: str, *overrides: str) -> Finished:
         config = resolve(recipe, [*scale.overrides, *overrides])
-        return train(config, terminal, ranks=min(RANKS, os.cpu_count() or 1), output=str(out / "runs"), kind=kind)
+        return train(
+            config, terminal, ranks=Ranks.of(min(RANKS, os.cpu_count() or 1)), output=str(out / "runs"), kind=kind
+        )
 
     terminal.heading("3/6  Pretrain VAST on the Kinetics-like clips (Ray Train)")
     pretrained = run("demo_pretrain_kinetics", "pretrain", f"data.url={shards['kinetics']}")

@@ -1,8 +1,7 @@
-"""The driver's side of a training run: connect to Ray, create the MLflow run, fit, show progress, keep the outcome."""
+"""The driver's side of a training run: connect to Ray, create the MLflow run, fit, keep the outcome."""
 
 import json
 import os
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -14,7 +13,9 @@ import yaml
 
 from pipelines import plots, tracking
 from pipelines.config import absolute
-from pipelines.terminal import Bar, Terminal
+from pipelines.ranks import Ranks, one_for_each_gpu, possible_ranks, scaling_for
+from pipelines.stopping import StopSignals
+from pipelines.terminal import Terminal
 from pipelines.tracking import RunRef
 from vast.dataset_format import read_manifest
 from vast.errors import ObjectMissing, UserError
@@ -25,7 +26,6 @@ from vast.train.metrics import Score
 
 RESULT = "result.json"
 RUN = "run.json"
-MAX_FAILURES = 3  # lost ranks and nodes are replaced this often before the run gives up
 
 
 @dataclass(frozen=True)
@@ -76,36 +76,47 @@ def connect(address: str | None) -> None:
 
 
 def train(
-    config: TrainConfig, terminal: Terminal, *, ranks: int, output: str, kind: str, address: str | None = None
+    config: TrainConfig, terminal: Terminal, *, ranks: Ranks, output: str, kind: str, address: str | None = None
 ) -> Finished:
     """Run or resume the run that `config` names; one that has finished is answered at once, without Ray.
 
     Args:
         config: what to compute.
         terminal: where the story goes.
-        ranks: training processes; 0 takes one per GPU of the cluster, or one.
+        ranks: how many training processes.
         output: store under which runs live.
         kind: what the run is for, as a tag in MLflow.
         address: see `connect`.
 
     Raises:
         UserError: a mistake found before or by the ranks.
-        KeyboardInterrupt: after saying how to resume.
+        Interrupted: SIGINT or SIGTERM came; everything up to the last whole step is saved.
+        RunFailed: it failed again and again; its checkpoints are kept.
     """
     run_url = join_url(absolute(output), config.run_name())
     done = read_result(run_url)
     if done is not None:
         terminal.say(f"  already finished at step {done.step}: {run_url}")
+        _say_undelivered(tracking.send_spool(done.tracking), done.tracking, terminal)
         return done
+    if ranks.most:
+        possible_ranks(config, ranks)  # before Ray is started
     connect(address)
     run = _tracking_run(config, run_url, kind)
-    with tracking.ending(run):
-        value = _fit(config, terminal, ranks=ranks, output=absolute(output), run_url=run_url, run=run)
+    with tracking.ending(run), StopSignals() as signals:
+        value = _fit(config, terminal, signals, ranks=ranks, output=absolute(output), run=run, address=address)
         finished = Finished(run_url, run, value["step"], Score.from_json(value["score"]), ModelCard(**value["card"]))
-        if value["undelivered"]:
-            terminal.warn(f"{value['undelivered']} figures did not reach {run.tracking_uri}")
+        _say_undelivered(value["undelivered"], run, terminal)
         _keep(finished, config, terminal)
     return finished
+
+
+def _say_undelivered(count: int, run: RunRef, terminal: Terminal) -> None:
+    if count:
+        terminal.warn(
+            f"{count} figures did not reach {run.tracking_uri}; they wait on disk, on the machine of rank 0, and the "
+            "same command sends them"
+        )
 
 
 def read_result(run_url: str) -> Finished | None:
@@ -146,98 +157,35 @@ def _tracking_run(config: TrainConfig, run_url: str, kind: str) -> RunRef:
 
 
 def _fit(
-    config: TrainConfig, terminal: Terminal, *, ranks: int, output: str, run_url: str, run: RunRef
+    config: TrainConfig,
+    terminal: Terminal,
+    signals: StopSignals,
+    *,
+    ranks: Ranks,
+    output: str,
+    run: RunRef,
+    address: str | None,
 ) -> dict[str, Any]:
-    import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
-
-    from pipelines.worker import Job, ProgressBoard, train_rank
-
-    board = ray.remote(num_cpus=0)(ProgressBoard).remote()
-    scaling = ScalingConfig(**scaling_for(ranks, ray.cluster_resources(), config.data.num_readers))
-    trainer = TorchTrainer(
-        train_rank,
-        train_loop_config={"job": Job(config.model_dump(mode="json"), run_url, run, board)},
-        scaling_config=scaling,
-        run_config=RunConfig(
-            name=config.run_name(),
-            storage_path=output,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
-            checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
-        ),
-    )
-    outcome: dict[str, Any] = {}
-
-    def fit() -> None:
-        try:
-            outcome["result"] = trainer.fit()
-        except BaseException as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    terminal.say(f"  {config.run_name()} on {scaling.num_workers} rank(s)")
-    thread.start()
-    _show(thread, board, terminal)
-    ray.kill(board)
-    if "error" in outcome:
-        raise outcome["error"]
-    value: dict[str, Any] = outcome["result"].return_value
-    if "mistake" in value:
-        raise UserError(value["mistake"])
-    return value
-
-
-def scaling_for(ranks: int, resources: dict[str, float], num_readers: int) -> dict[str, Any]:
-    """Ray Train's scaling arguments for a cluster with these resources.
-
-    Raises:
-        UserError: more ranks than the cluster can ever place.
-    """
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
-    ranks = ranks or max(1, gpus)
-    if gpus:
-        wanted: dict[str, float] = {"GPU": 1, "CPU": 1 + num_readers}
-        most = min(gpus, cpus // (1 + num_readers))
-    else:
-        wanted = {"CPU": max(1, cpus // ranks)}
-        most = cpus
-    if ranks > most:
-        raise UserError(
-            f"--ranks: {ranks} ranks with {wanted} each do not fit the cluster's {cpus} CPUs and {gpus} GPUs; "
-            f"use --ranks {max(1, most)} (the global batch stays the same)"
-        )
-    return {"num_workers": ranks, "use_gpu": gpus > 0, "resources_per_worker": wanted}
-
-
-def _show(thread: threading.Thread, board: Any, terminal: Terminal) -> None:
-    """Show what the board says until the thread ends."""
+    """Train to the end, whatever fails on the way; returns what rank 0 returned."""
     import ray
 
-    with terminal.progress("training", None) as bar:
-        while True:
-            alive = thread.is_alive()
-            try:
-                entries = ray.get(board.take.remote(), timeout=30)
-            except ray.exceptions.RayError:
-                entries = []  # the cluster is in trouble; fit() will say so
-            for entry in entries:
-                _show_entry(entry, bar, terminal)
-            if not alive:
-                return
-            thread.join(0.3)
+    from pipelines.fit import Fit, session_lives
+    from pipelines.supervise import supervise
 
+    # of the cluster as it is now: a node that is lost later is waited for
+    resources = ray.cluster_resources()
+    possible = possible_ranks(config, ranks if ranks.most else one_for_each_gpu(resources))
+    scaling = scaling_for(Ranks(possible[0], possible[-1]), resources, config.data.num_readers)
+    fit = Fit(config, output, run, scaling, terminal, signals)
+    terminal.say(f"  {config.run_name()}")
 
-def _show_entry(entry: dict[str, Any], bar: Bar, terminal: Terminal) -> None:
-    if entry["kind"] == "started":
-        terminal.say(f"  {entry['message']}; {entry['total'] - entry['step']} of {entry['total']} steps to go")
-        bar.set(entry["step"], entry["total"])
-    elif entry["kind"] == "stepped":
-        figures = entry["figures"]
-        note = f"loss {figures['train/loss']:.3f}  {figures['time/clips_per_s']:.0f} clips/s"
-        bar.set(entry["step"], entry["total"], note)
-    elif entry["kind"] == "evaluated":
-        terminal.say(f"  epoch {entry['epoch']:>3}  step {entry['step']:>5}  top-1 {entry['top1']:.1f} %")
+    def attempt() -> dict[str, Any]:
+        if not session_lives():
+            ray.shutdown()
+            connect(address)
+        return fit()
+
+    return supervise(attempt, progress=lambda: fit.stored, warn=terminal.warn, sleep=signals.sleep)
 
 
 def _keep(finished: Finished, config: TrainConfig, terminal: Terminal) -> None:

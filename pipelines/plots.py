@@ -9,10 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from numpy.typing import NDArray
 
+from vast.train.metrics import confused_pairs
+
 MOST_NAMED_CLASSES = 40  # beyond this, class names on the axes would be unreadable
+MOST_CONFUSED_CLASSES = 30  # of more classes than that, so many are in a confusion matrix
 EXTREME_CLASSES = 10  # of more classes than that, so many of the largest and of the smallest are named
 
 _BLUE, _PALE, _GREY = "#2171b5", "#c6dbef", "#525252"  # of the confusion matrix's colour map
@@ -20,36 +24,72 @@ _OVERLONG = 4  # durations this many times the 99th percentile would squeeze all
 
 
 def confusion_matrix(path: Path, confusion_KK: NDArray[np.int64], classes: list[str], title: str) -> None:
-    """Write a confusion matrix (rows true, columns predicted, each row in percent of its class) as a PNG."""
+    """Write a confusion matrix (rows true, columns predicted, each row in percent of its class) as a PNG.
+
+    Of more than `MOST_NAMED_CLASSES` classes, cells and names of all would be too small to read: then it has those that
+    are confused most, a column for all others, and a curve of every class's accuracy.
+    """
     K = len(classes)
-    support_K1 = np.maximum(confusion_KK.sum(axis=1, keepdims=True), 1)
-    percent_KK = 100.0 * confusion_KK / support_K1
-    named = K <= MOST_NAMED_CLASSES
-    side = 4.0 + (0.45 * K if named else 8.0)
-    figure = _figure(side + 2, side)
-    axes = figure.add_subplot()
-    image = axes.imshow(percent_KK, cmap="Blues", vmin=0, vmax=100)
+    percent_KK = 100.0 * confusion_KK / np.maximum(confusion_KK.sum(axis=1, keepdims=True), 1)
+    names = [_short(name) for name in classes]
+    if K <= MOST_NAMED_CLASSES:
+        side = 4.0 + 0.45 * K
+        figure = _figure(side + 2, side)
+        axes = figure.add_subplot()
+        image = _matrix(axes, percent_KK, names, names)
+    else:
+        shown = _most_confused(confusion_KK, percent_KK)
+        inside_RC = percent_KK[np.ix_(shown, shown)]
+        elsewhere_R = percent_KK[shown].sum(axis=1) - inside_RC.sum(axis=1)
+        figure = _figure(22, 15)
+        grid = figure.add_gridspec(1, 2, width_ratios=[3, 1])
+        axes = figure.add_subplot(grid[0, 0])
+        some = [names[k] for k in shown]
+        image = _matrix(axes, np.column_stack([inside_RC, elsewhere_R]), some, [*some, f"{K - len(shown)} others"])
+        axes.axvline(len(shown) - 0.5, color=_GREY, linewidth=1)
+        _accuracies(figure.add_subplot(grid[0, 1]), np.diag(percent_KK)[confusion_KK.sum(axis=1) > 0])
+        title = f"{title}; the {len(shown)} classes that are confused most, of {K}"
     axes.set_title(title, fontsize=11)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if named:
-        short = [_short(name) for name in classes]
-        axes.set_xticks(range(K), short, rotation=40, ha="right", fontsize=8)
-        axes.set_yticks(range(K), short, fontsize=8)
-        for row in range(K):
-            for column in range(K):
-                if confusion_KK[row, column]:
-                    axes.text(
-                        column,
-                        row,
-                        f"{percent_KK[row, column]:.0f}",
-                        ha="center",
-                        va="center",
-                        fontsize=7,
-                        color="white" if percent_KK[row, column] > 55 else "black",
-                    )
     figure.colorbar(image, ax=axes, label="% of the true class", shrink=0.8)
     _save(figure, path)
+
+
+def _most_confused(confusion_KK: NDArray[np.int64], percent_KK: NDArray[np.float64]) -> list[int]:
+    """Return the classes of the most frequent confusions, partners side by side; then those with the least accuracy."""
+    of_pairs = [label for true, predicted, _ in confused_pairs(confusion_KK) for label in (true, predicted)]
+    by_accuracy = np.argsort(np.diag(percent_KK), kind="stable").tolist()
+    return list(dict.fromkeys([*of_pairs, *by_accuracy]))[:MOST_CONFUSED_CLASSES]
+
+
+def _matrix(axes: Axes, percent_RC: NDArray[np.float64], rows: Sequence[str], columns: Sequence[str]) -> AxesImage:
+    """Draw a matrix of percentages with its names; zeros stay empty."""
+    image = axes.imshow(percent_RC, cmap="Blues", vmin=0, vmax=100)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
+    for row, column in np.argwhere(percent_RC >= 0.5):
+        percent = percent_RC[row, column]
+        color = "white" if percent > 55 else "black"
+        axes.text(column, row, f"{percent:.0f}", ha="center", va="center", fontsize=7, color=color)
+    return image
+
+
+def _accuracies(axes: Axes, percent_K: NDArray[np.float64]) -> None:
+    """Draw the accuracies of all classes as one falling curve."""
+    edges = np.arange(len(percent_K) + 1)
+    axes.stairs(np.sort(percent_K)[::-1], edges, fill=True, color=_PALE)
+    axes.stairs(np.sort(percent_K)[::-1], edges, color=_BLUE, linewidth=1.2)
+    if len(percent_K):
+        mean = float(percent_K.mean())
+        axes.axhline(mean, color=_GREY, linewidth=1, linestyle="--", label=f"mean {mean:.1f} %")
+        axes.legend(fontsize=9, frameon=False)
+    axes.set_title("accuracy of every class, of its scored samples", fontsize=11)
+    axes.set_xlim(0, max(1, len(percent_K)))
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("classes, best first")
+    axes.set_ylabel("top-1, %")
+    _thin(axes)
 
 
 def class_histogram(path: Path, names: Sequence[str], counts: NDArray[np.integer[Any]], title: str) -> None:

@@ -220,13 +220,21 @@ class TrialObserver:
         tune.report({**result.figures(), "epoch": epoch, "step": step, "mlflow_run_id": self.tracker.run.run_id})
         return False
 
+    def noted(self, text: str) -> None:
+        """Nobody watches a trial; its figures count what was noted."""
+
+    def wants_stop(self) -> bool:
+        """Never: Tune ends a trial inside `evaluated`."""
+        return False
+
 
 def run_trial(sampled: dict[str, Any], *, tree: Tree, metric: str, parent: RunRef) -> None:
     """One trial, in a process of its own."""
     import torch
     from ray import tune
 
-    from vast.train.loop import Place, Run
+    from vast.train.job import Place
+    from vast.train.loop import Run
 
     for path, value in sampled.items():
         tree = merge(tree, nested(path, value))

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.spool import Point, Spool
 from pipelines.terminal import Terminal
 from vast.errors import UserError
 
@@ -31,6 +32,7 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 QUEUE_SIZE = 10_000
+SPOOL_RETRY_S = 5.0  # a server that hangs costs the sender ten seconds a try
 PARENT_TAG = "mlflow.parentRunId"
 
 
@@ -76,10 +78,7 @@ def create_run(
         for start in range(0, len(entries), 100):  # the server's limit for one batch
             client.log_batch(run.info.run_id, params=entries[start : start + 100])
     except MlflowException as error:
-        raise UserError(
-            f"MLFLOW_TRACKING_URI: the tracking server at {uri} cannot be used: {error}; start it, correct the address "
-            "or unset the variable to track into a local file"
-        ) from error
+        raise _unusable(uri, error) from error
     return RunRef(uri, run.info.run_id)
 
 
@@ -142,26 +141,58 @@ def ending(run: RunRef) -> Iterator[None]:
 
 
 def reopen(run: RunRef) -> bool:
-    """Set an existing run to RUNNING again; False when the server does not know it."""
+    """Set an existing run to RUNNING again; False when the server does not know it.
+
+    A server that does not answer does not keep a known run from going on: its figures wait on disk.
+
+    Raises:
+        UserError: the server refuses this user.
+    """
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
     try:
         MlflowClient(run.tracking_uri).update_run(run.run_id, status="RUNNING")
-    except MlflowException:
-        return False
+    except MlflowException as error:
+        if error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            raise _unusable(run.tracking_uri, error) from error
+        return bool(error.error_code != "RESOURCE_DOES_NOT_EXIST")
     return True
 
 
+def tags(run: RunRef) -> dict[str, str] | None:
+    """The tags of a run; None when the server does not know it.
+
+    Raises:
+        UserError: the tracking server cannot be reached or refuses.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(MlflowClient(run.tracking_uri).get_run(run.run_id).data.tags)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise _unusable(run.tracking_uri, error) from error
+
+
+def _unusable(uri: str, error: Exception) -> UserError:
+    return UserError(
+        f"MLFLOW_TRACKING_URI: the tracking server at {uri} cannot be used: {error}; start it, correct the address "
+        "or unset the variable to track into a local file"
+    )
+
+
 class MlflowTracker:
-    """Tracker that hands figures to a thread; `close` says how many could not be delivered."""
+    """Tracker that hands figures to a thread; what cannot be delivered waits in the run's spool on this machine."""
 
     def __init__(self, run: RunRef, flush_every_s: float = 1.0) -> None:
         self.run, self.flush_every_s = run, flush_every_s
-        self.queue: queue.Queue[tuple[str, float, int, int] | None] = queue.Queue(QUEUE_SIZE)
+        self.queue: queue.Queue[Point | None] = queue.Queue(QUEUE_SIZE)
+        self.spool = Spool(run.run_id)
         self.dropped = 0
-        self.undelivered: list[tuple[str, float, int, int]] = []
-        self.sending = False
+        self.sending = True  # until what an earlier process left behind is sent
         self.thread = threading.Thread(target=self._send, name="mlflow-sender", daemon=True)
         self.thread.start()
 
@@ -181,21 +212,23 @@ class MlflowTracker:
     def flush(self, timeout_s: float = 10.0) -> None:
         """Wait until what was logged so far is sent, at most this long."""
         deadline = time.monotonic() + timeout_s
-        while (self.queue.qsize() or self.undelivered or self.sending) and time.monotonic() < deadline:
+        while (self.queue.qsize() or self.sending) and time.monotonic() < deadline:
             time.sleep(0.02)
 
-    def close(self, timeout_s: float = 30.0) -> list[tuple[str, float, int, int]]:
-        """Send what is left; returns the points (name, value, ms, step) that the server did not take."""
+    def close(self, timeout_s: float = 30.0) -> list[Point]:
+        """Send what is left; returns the points that the server did not take and that wait in the spool."""
         with contextlib.suppress(queue.Full):
             self.queue.put(None, timeout=timeout_s)
         self.thread.join(timeout_s)
-        return list(self.undelivered)
+        return self.spool.points()
 
     def _send(self) -> None:
         from mlflow import MlflowClient  # seconds to import: here, not in the training thread
 
         client = MlflowClient(self.run.tracking_uri)
-        waiting: list[tuple[str, float, int, int]] = []
+        waiting = self.spool.points()
+        spooled = len(waiting)  # so many of the first are on disk already
+        next_try_s = 0.0
         closing = False
         while not closing:
             deadline = time.monotonic() + self.flush_every_s
@@ -208,21 +241,43 @@ class MlflowTracker:
                 closing = point is None
                 if point is not None:
                     waiting.append(point)
-            waiting = self._deliver(client, waiting)
-            self.undelivered = waiting
-            self.sending = False
+            if closing or time.monotonic() >= next_try_s:
+                undelivered = _deliver(client, self.run, waiting)
+                spooled = max(0, spooled - (len(waiting) - len(undelivered)))
+                waiting = undelivered
+                next_try_s = time.monotonic() + SPOOL_RETRY_S if waiting else 0.0
+            self.spool.add(waiting[spooled:])
+            spooled = len(waiting)
+            if not waiting:
+                self.spool.clear()
+            self.sending = bool(waiting)
 
-    def _deliver(self, client: Any, points: list[tuple[str, float, int, int]]) -> list[tuple[str, float, int, int]]:
-        from mlflow.entities import Metric
 
-        while points:
-            batch = [Metric(name, value, when, step) for name, value, when, step in points[:500]]
-            try:
-                client.log_batch(self.run.run_id, metrics=batch)
-            except Exception:  # whatever the server, the network or the database says, training goes on
-                return points
-            points = points[500:]
-        return points
+def _deliver(client: Any, run: RunRef, points: list[Point]) -> list[Point]:
+    """Send points; returns those that the server did not take."""
+    from mlflow.entities import Metric
+
+    while points:
+        batch = [Metric(name, value, when, step) for name, value, when, step in points[:500]]
+        try:
+            client.log_batch(run.run_id, metrics=batch)
+        except Exception:  # whatever the server, the network or the database says, training goes on
+            return points
+        points = points[500:]
+    return points
+
+
+def send_spool(run: RunRef) -> int:
+    """Send what waits on this machine for a run; returns how many points still do."""
+    from mlflow import MlflowClient
+
+    spool = Spool(run.run_id)
+    if not (waiting := spool.points()):
+        return 0
+    left = _deliver(MlflowClient(run.tracking_uri), run, waiting)
+    if not left:
+        spool.clear()
+    return len(left)
 
 
 def log_files(run: RunRef, folder: Path, artifact_path: str = "") -> str | None:

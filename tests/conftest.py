@@ -22,6 +22,7 @@ import av
 import hypothesis
 import numpy as np
 import pytest
+from PIL import Image
 
 START_LIMIT_S = 60.0
 
@@ -219,6 +220,46 @@ def ssv2_shards(tmp_path_factory: pytest.TempPathFactory) -> str:
         str(folder / "shards"), annotations, TranscodeSettings(short_side=64), samples_per_shard=10, num_workers=0
     )
     return str(folder / "shards")
+
+
+PICTURE_CLASSES = ("n01440764", "n01443537", "n01484850", "n01491361")
+
+
+@pytest.fixture(scope="session")
+def picture_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures in ImageNet's layout, 64 for training and 16 for validation: stripes of four directions; read only.
+
+    `classes.txt` beside them names the four classes. All colours occur in all classes, and no two sizes are alike.
+    """
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "classes.txt").write_text("\n".join(PICTURE_CLASSES) + "\n")
+    rng = np.random.default_rng(5)
+    for number in range(80):
+        label, split = number % 4, "train" if number < 64 else "val"
+        wnid = PICTURE_CLASSES[label]
+        name = f"{wnid}_{number}.JPEG" if split == "train" else f"ILSVRC2012_val_{number:08d}.JPEG"
+        path = folder / split / wnid / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        y_HW, x_HW = np.mgrid[0 : 64 + number % 9, 0 : 72 + number % 13]
+        angle = np.pi / 4 * label
+        wave_HW = np.sin((x_HW * np.cos(angle) + y_HW * np.sin(angle)) * 2 * np.pi / 9 + rng.uniform(0, 6))
+        pixels_HWC = rng.uniform(90, 160, 3) + wave_HW[..., None] * rng.uniform(30, 60, 3)
+        picture = Image.fromarray(pixels_HWC.astype(np.uint8))
+        picture.save(path, "PNG" if number == 3 else "JPEG")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def picture_shards(picture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """`picture_folder`, really sharded; read only."""
+    from preprocessing.build import build_dataset
+    from preprocessing.imagenet import read_imagenet
+    from preprocessing.images import ImageSettings
+
+    url = str(tmp_path_factory.mktemp("picture-shards") / "shards")
+    annotations = read_imagenet(picture_folder, classes_file=picture_folder / "classes.txt")
+    build_dataset(url, annotations, ImageSettings(short_side=64), samples_per_shard=30, num_workers=0)
+    return url
 
 
 @pytest.fixture

@@ -121,9 +121,9 @@ def test_every_vast_command(ray_local, s3_server, mlflow_server, tmp_path, monke
             run_name = found[1] if found else run_name
     assert "19 records = 16 samples + 3 failures" in said["shard", "ssv2"]
     assert "on 2 rank(s)" in said["finetune", "finetune_ssv2_vast_ti_8f"]
-    assert "missing (head.weight, head.bias)" in said["finetune", "finetune_ssv2_vast_ti_8f"]
+    assert "reinitialised (head.weight, head.bias)" in said["finetune", "finetune_ssv2_vast_ti_8f"]
     evaluated = next(text for (verb, _), text in said.items() if verb == "evaluate")
-    assert "8 of 11 records scored; 3 not in the shards (left out), 0 unreadable (counted wrong)" in evaluated
+    assert "8 of 11 rows (3 not in the shards, left out); 0 unreadable counted wrong" in evaluated
     assert "no problems: every byte" in said["data", "verify"]
     assert (tmp_path / "k400.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "ssv2-clips").glob("*.mp4"))) == 16

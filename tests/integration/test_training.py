@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,40 +14,103 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from vast.data.dataset import ShardDataset
+
 TINY = ["data.num_frames=4", "data.crop_size=32", "data.eval_short_side=32", "optim.global_batch=8"]
 
 
 # --- ranks ------------------------------------------------------------------------------------------------------------
 
 
-def train_without_ray(num_ranks, tree, folder):
-    """Run the config on plain processes; returns {"weights": state dict, "score": JSON}."""
+def train_without_ray(num_ranks, tree, folder, plan=None):
+    """Run the config on plain processes; returns {"weights": ..., "raw": ..., "ranks": what each of them told}."""
     folder.mkdir()
     program = str(Path(__file__).with_name("train_rank.py"))
-    commands = [
-        [sys.executable, program, str(r), str(num_ranks), json.dumps(tree), str(folder)] for r in range(num_ranks)
-    ]
+    words = [json.dumps(tree), str(folder), json.dumps(plan or {})]
+    commands = [[sys.executable, program, str(rank), str(num_ranks), *words] for rank in range(num_ranks)]
     processes = [subprocess.Popen(command) for command in commands]
-    assert [process.wait(timeout=120) for process in processes] == [0] * num_ranks
-    return torch.load(folder / "out", weights_only=True)
+    assert [process.wait(timeout=180) for process in processes] == [0] * num_ranks
+    told = [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(num_ranks)]
+    return {**torch.load(folder / "out", weights_only=True), "ranks": told}
 
 
-def test_two_ranks_do_what_one_does_at_the_same_global_batch(ssv2_shards, tmp_path):
-    tree = {
+def damaged(shards: str, folder: Path) -> tuple[str, str]:
+    """A copy of a data set in which one training sample's bytes are wrong; its URL and the sample's key."""
+    shutil.copytree(shards, folder)
+    row = ShardDataset(str(folder), "train").index.rows([3])[0]
+    with (folder / row.shard).open("r+b") as file:
+        file.seek(row.offset + row.size_bytes // 2)
+        file.write(bytes(64))
+    return str(folder), row.key
+
+
+def rank_tree(url, **optim):
+    """Everything that is random or shared between clips is on."""
+    return {
         "name": "ranks",
-        "model": {"name": "vast_micro"},
-        "data": {"url": ssv2_shards, "num_frames": 4, "sampling": "uniform", "crop_size": 32, "eval_short_side": 32},
-        "optim": {"epochs": 1, "global_batch": 8, "max_micro_batch": 2},
+        "model": {"name": "vast_micro", "drop_path": 0.3, "head_dropout": 0.2},
+        "data": {
+            "url": url,
+            "num_frames": 4,
+            "sampling": "uniform",
+            "crop_size": 32,
+            "eval_short_side": 32,
+            "num_readers": 0,
+            "max_skipped": 0.1,
+            "augment": {"mixup_alpha": 0.8, "cutmix_alpha": 1.0, "rand_num_layers": 2, "erase_prob": 0.3},
+        },
+        # sgd, for AdamW enlarges the rounding of gradients that are zero but for it
+        "optim": {
+            "name": "sgd",
+            "lr": 0.1,
+            "epochs": 2,
+            "global_batch": 8,
+            "max_micro_batch": 4,
+            "ema_decay": 0.9,
+            "label_smoothing": 0.1,
+            **optim,
+        },
+        "eval": {"every_epochs": 2},
+        "log_every_steps": 1,
     }
-    tree["data"]["num_readers"] = 0
-    found = {n: train_without_ray(n, tree, tmp_path / str(n)) for n in (1, 2)}
-    for name, weight in found[1]["weights"].items():
-        # AdamW's first steps divide by the gradient's own size, so rounding of tiny gradients is enlarged
-        torch.testing.assert_close(
-            found[2]["weights"][name], weight, rtol=1e-3, atol=2e-4, msg=lambda m, n=name: f"{n}: {m}"
+
+
+def test_one_two_and_four_ranks_make_the_same_weights_at_the_same_global_batch(ssv2_shards, tmp_path):
+    """Also where a sample cannot be used, and where a step is skipped as one clip, on one rank, has no finite loss."""
+    url, key = damaged(ssv2_shards, tmp_path / "damaged")
+    plan = {"spoil": [2, 5]}
+    found = {n: train_without_ray(n, rank_tree(url), tmp_path / str(n), plan) for n in (1, 2, 4)}
+    one = found[1]
+    (alone,) = one["ranks"]
+    assert (alone["faults"]["nonfinite"], alone["faults"]["skipped"]) == (1, 2)  # the sample, in each of two epochs
+    assert max((weight - one["weights"][name]).abs().max() for name, weight in one["raw"].items()) > 1e-3
+    for n in (2, 4):
+        for kind in ("weights", "raw"):
+            for name, weight in one[kind].items():
+                torch.testing.assert_close(
+                    found[n][kind][name], weight, rtol=0, atol=1e-6, msg=lambda m, n=n, name=name: f"{n} {name}: {m}"
+                )
+        ranks = found[n]["ranks"]
+        assert all(rank["faults"] == alone["faults"] for rank in ranks)
+        assert len(notes := [note for rank in ranks for note in rank["notes"]]) in (1, 2)  # once for each rank it meets
+        assert all(f"sample {key} is skipped: " in note for note in notes)
+        losses = ranks[0]["losses"]
+        assert all(losses[step] == pytest.approx(loss, rel=1e-5, nan_ok=True) for step, loss in alone["losses"].items())
+        assert (ranks[0]["score"]["records"], ranks[0]["score"]["samples"]) == (
+            alone["score"]["records"],
+            alone["score"]["samples"],
         )
-    one, two = (json.loads(found[n]["score"]) for n in (1, 2))
-    assert (one["records"], one["samples"]) == (two["records"], two["samples"])
+
+
+def test_one_rank_that_asks_to_stop_stops_all_and_what_they_saved_goes_on_bit_for_bit(ssv2_shards, tmp_path):
+    """On three ranks, where the order of a sum matters; of two numbers it does not."""
+    tree = {**rank_tree(ssv2_shards, global_batch=12), "log_every_steps": 50}
+    cut = train_without_ray(3, tree, tmp_path / "cut", {"stop": [1, 1]})
+    assert [(rank["step"], rank["interrupted"]) for rank in cut["ranks"]] == [(2, True)] * 3
+    whole = train_without_ray(3, tree, tmp_path / "whole")
+    rest = train_without_ray(3, tree, tmp_path / "rest", {"own": str(tmp_path / "cut" / "step-2")})
+    for kind in ("raw", "weights"):
+        assert all(torch.equal(weight, rest[kind][name]) for name, weight in whole[kind].items())
 
 
 # --- interruption -----------------------------------------------------------------------------------------------------

@@ -3,12 +3,10 @@ import sys
 from dataclasses import replace
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.config import merge, nested, parse_overrides, read_recipe, resolve, shipped_recipes
-from pipelines.tables import recipe_rows
+from pipelines.config import merge, nested, parse_overrides, read_recipe, resolve
 from vast.dataset_format import read_manifest, write_manifest
 from vast.errors import UserError
 from vast.sample_index import read_index, write_index
@@ -33,7 +31,7 @@ def test_every_problem_comes_in_one_message_before_anything_heavy_is_loaded(tmp_
     message = str(caught.value)
     assert "3 problems" in message
     assert "optim.learning_rate: unknown key" in message
-    assert "valid here: beta2, clip_norm, epochs" in message
+    assert "valid here: beta2, clip_norm, compile" in message
     assert "optim.label_smoothing: got 2.0; input should be less than 1" in message
     assert "data.url: " in message
     assert "/nowhere/at/all" in message
@@ -69,6 +67,14 @@ def test_local_paths_become_absolute_since_ranks_stand_elsewhere(ssv2_shards, mo
         ("data.train_split=training", r"data\.train_split: no split 'training'"),
         ("optim.global_batch=4096", r"optim\.global_batch: "),
         ("modle.name=x", r"modle: unknown key; did you mean 'model'\?"),
+        ("data.augment.mixup_alhpa=0.8", r"data\.augment\.mixup_alhpa: unknown key; did you mean 'mixup_alpha'\?"),
+        ("optim.mixup_alpha=0.8", r"optim\.mixup_alpha: unknown key; did you mean 'data\.augment\.mixup_alpha'\?"),
+        ("data.augment.mixup_alpha=-1", r"data\.augment\.mixup_alpha: got -1; input should be greater than or equal"),
+        ("data.augment.erase_prob=on", r"data\.augment\.erase_prob: got True .*expected a number"),
+        ("data.augment.erase_area=[off, 0.5]", r"data\.augment\.erase_area: got \[False, 0\.5\] .*expected a number"),
+        ("data.augment.erase_area=[0.5, 0.2]", r"data\.augment: .*erase_area: 0\.5 is above 0\.2"),
+        ("data.augment.rand_ops=[Rotate, Flip]", r"data\.augment\.rand_ops\.1: got 'Flip'; input should be 'AutoContr"),
+        ("data.augment=on", r"data\.augment: got True; expected a section, of: rand_num_layers, "),
     ],
 )
 def test_a_wrong_override_says_what_to_do(ssv2_shards, override, message):
@@ -95,22 +101,6 @@ def test_a_broken_recipe_file_is_explained(tmp_path, text, message):
 def test_a_misspelt_recipe_name_gets_a_suggestion():
     with pytest.raises(UserError, match="did you mean 'demo_search'"):
         read_recipe("demo_serch")
-
-
-@pytest.mark.parametrize("name", shipped_recipes())
-def test_every_shipped_recipe_validates_and_states_its_source_cost_and_score(name, ssv2_shards):
-    text = shipped_recipes()[name].read_text()
-    for word in ("# Source:", "Command:", "Hardware:", "Cost:", "# Expected score:"):
-        assert word in text, f"{name}: its head does not state {word}"
-    config = resolve(name, [f"data.url={ssv2_shards}", "optim.global_batch=4"])
-    again = TrainConfig.model_validate(yaml.safe_load(yaml.safe_dump(config.model_dump(mode="json"))))
-    assert again == config
-    assert again.digest() == config.digest()
-
-
-def test_the_recipe_table_has_every_recipe():
-    assert [row[0] for row in recipe_rows()] == list(shipped_recipes())
-    assert all(len(row[1]) > 10 for row in recipe_rows())
 
 
 trees = st.recursive(st.integers(), lambda leaf: st.dictionaries(st.sampled_from("abc"), leaf), max_leaves=8)
@@ -173,3 +163,44 @@ def test_a_split_that_was_trained_on_is_not_scored_unless_that_is_wanted(ssv2_sh
         resolve("demo_finetune_ssv2", overrides)
     assert resolve("demo_finetune_ssv2", [*overrides, "data.allow_leaks=true"]).data.allow_leaks
     resolve("demo_finetune_ssv2", [f"data.url={ssv2_shards}", "optim.global_batch=8"])
+
+
+@pytest.mark.parametrize(
+    ("media", "overrides", "problem"),
+    [
+        (
+            "picture",
+            ["model.name=vast_micro"],
+            r"data\.url: the data set holds pictures, but vast_micro takes clips.*ast_micro",
+        ),
+        (
+            "picture",
+            ["model.name=ast_micro"],
+            r"data\.num_frames: got 8, but ast_micro takes single frames.*vast_micro",
+        ),
+        ("video", ["model.name=ast_micro"], r"data\.num_frames: got 8, but ast_micro takes single frames"),
+        (
+            "picture",
+            ["model.name=ast_micro", "data.num_frames=1", "eval.protocol=4x3"],
+            r"eval\.protocol: got 4x3, but a picture has one moment, not 4: set eval\.protocol=1x3",
+        ),
+        ("picture", ["model.name=ast_micro", "data.num_frames=1"], None),
+        ("video", ["model.name=ast_micro", "data.num_frames=1"], None),
+    ],
+)
+def test_pictures_clips_and_models_that_do_not_go_together_are_told(
+    media, overrides, problem, picture_shards, ssv2_shards
+):
+    url = picture_shards if media == "picture" else ssv2_shards
+    words = [f"data.url={url}", "data.flip=none", *overrides]
+    if problem is None:
+        assert resolve("demo_pretrain_kinetics", words).data.num_frames == 1
+    else:
+        with pytest.raises(UserError, match=rf": 1 problem\n  1\. {problem}"):
+            resolve("demo_pretrain_kinetics", words)
+
+
+def test_training_on_pictures_and_scoring_on_videos_is_refused(picture_shards, ssv2_shards):
+    words = [f"data.url={picture_shards}", f"data.eval_url={ssv2_shards}", "model.name=ast_micro", "data.num_frames=1"]
+    with pytest.raises(UserError, match=r"data\.eval_url: data\.url holds images, data\.eval_url holds videos"):
+        resolve("demo_pretrain_kinetics", words)

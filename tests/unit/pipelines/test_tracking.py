@@ -6,6 +6,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines import tracking
+from pipelines.spool import Spool
 from pipelines.tracking import MlflowTracker, RunRef
 from vast.errors import UserError
 
@@ -13,6 +14,12 @@ from vast.errors import UserError
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory):
     return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
+
+
+@pytest.fixture(autouse=True)
+def spool(tmp_path, monkeypatch):
+    monkeypatch.setenv("VAST_SPOOL", str(tmp_path / "spool"))
+    return tmp_path / "spool"
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +115,34 @@ def test_the_environment_decides_where_to_track(monkeypatch, tmp_path):
     assert tracking.tracking_uri() == "http://127.0.0.1:1"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert tracking.tracking_uri(tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+
+
+def test_what_a_dead_server_did_not_take_is_sent_when_it_is_back(uri, dead_server, spool):
+    run = tracking.create_run(uri, "outage", params={}, tags={})
+    during = MlflowTracker(RunRef(dead_server, run.run_id), flush_every_s=0.05)
+    for step in range(700):  # more than one batch
+        during.log(step, {"train/loss": float(step)})
+    assert len(during.close()) == 700
+    assert [path.stem for path in spool.iterdir()] == [run.run_id]
+    # another process of the same run, with the server back
+    after = MlflowTracker(run, flush_every_s=0.05)
+    after.log(700, {"train/loss": 700.0})
+    assert after.close() == []
+    history = MlflowClient(uri).get_metric_history(run.run_id, "train/loss")
+    assert sorted((point.step, point.value) for point in history) == [(s, float(s)) for s in range(701)]
+    assert list(spool.iterdir()) == []
+
+
+def test_a_finished_run_can_send_what_still_waits(uri, spool):
+    run = tracking.create_run(uri, "late", params={}, tags={})
+    Spool(run.run_id).add([("a", 1.0, 1, 1), ("a", 2.0, 2, 2)])
+    with (spool / f"{run.run_id}.jsonl").open("a") as file:
+        file.write('["a", 3.0, 3')  # cut off by a kill
+    assert tracking.send_spool(RunRef("http://127.0.0.1:9", run.run_id)) == 2
+    assert tracking.send_spool(run) == 0
+    assert MlflowClient(uri).get_run(run.run_id).data.metrics == {"a": 2.0}
+    assert tracking.send_spool(run) == 0
+
+
+def test_a_known_run_goes_on_without_its_server(dead_server):
+    assert tracking.reopen(RunRef(dead_server, "0" * 32))

@@ -1,0 +1,94 @@
+"""What a person may write for MODEL, and the model that it means.
+
+a URL or folder       of a checkpoint, of a published model, or of a run, whose model is in `model/`
+an MLflow run id      of the training run, or of an evaluation of its model; also as runs:/ID
+"""
+
+import json
+import re
+from dataclasses import dataclass
+
+from pipelines import tracking
+from pipelines.config import absolute
+from pipelines.launch import RUN
+from pipelines.tracking import RunRef
+from vast.errors import ObjectMissing, StoreError, UserError
+from vast.storage import join_url, open_store
+from vast.train.checkpoint import CARD
+
+_RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
+
+
+@dataclass(frozen=True)
+class FoundModel:
+    """Where a model lies, and the run that made it."""
+
+    url: str
+    """The folder that holds model.json."""
+    training_run: RunRef | None
+    """None where nothing tells."""
+
+
+def find_model(text: str) -> FoundModel:
+    """Return the model that `text` means.
+
+    Raises:
+        UserError: There is none, with what was looked for, and where.
+    """
+    if text.startswith("models:/"):
+        raise UserError(
+            f"MODEL: {text}: models are not registered with MLflow yet; give the URL of a run or checkpoint, or the id "
+            "of the training run"
+        )
+    match = _RUN_ID.fullmatch(text)
+    if match is not None:
+        return _of_run(RunRef(tracking.tracking_uri(), match[1]))
+    url = absolute(text)
+    place = place_of_model(url)
+    if place is None:
+        raise UserError(_nothing_at(url))
+    return FoundModel(place, _training_run(place))
+
+
+def place_of_model(url: str) -> str | None:
+    """Return the folder of the model at `url`: that one, or `model/` in it; None where neither holds one."""
+    places = (url, join_url(url, "model"))
+    return next((place for place in places if open_store(place).exists(CARD)), None)
+
+
+def _of_run(run: RunRef) -> FoundModel:
+    tags = tracking.tags(run)
+    if tags is None:
+        raise UserError(
+            f"MODEL: the tracking store at {run.tracking_uri} has no run {run.run_id}; set MLFLOW_TRACKING_URI to the "
+            "one that has, or give the URL of the run's folder"
+        )
+    if url := tags.get("model.url"):  # an evaluation names the model itself
+        return FoundModel(url, _training_run(url))
+    url = tags.get("run.url", "")
+    if not url:
+        kind = tags.get("run.kind", "unknown")
+        raise UserError(f"MODEL: run {run.run_id} is of kind {kind} and made no model; give a training run's id")
+    place = join_url(url, "model")
+    if not open_store(place).exists(CARD):
+        raise UserError(f"{_nothing_at(url)} (run {run.run_id} keeps its model there)")
+    return FoundModel(place, run)
+
+
+def _training_run(model_url: str) -> RunRef | None:
+    try:
+        return RunRef(**json.loads(open_store(model_url.rpartition("/")[0]).get_bytes(RUN)))
+    except (ObjectMissing, UserError, ValueError, TypeError):
+        return None
+
+
+def _nothing_at(url: str) -> str:
+    store = open_store(url)
+    message = f"MODEL: no model at {store.url}: neither {CARD} nor model/{CARD} is there"
+    try:
+        checkpoints = [key.removesuffix(f"/{CARD}") for key in store.list("step-") if key.endswith(f"/{CARD}")]
+    except StoreError:
+        checkpoints = []
+    if not checkpoints:
+        return f"{message}; give the URL of a checkpoint, a run's folder, or an MLflow run id"
+    return f"{message}, so the run has not finished; its last checkpoint is {join_url(store.url, checkpoints[-1])}"
