@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-campaigns test-unit lint format ui constraints clean
+.PHONY: help install demo test test-campaigns test-survival test-cluster test-unit lint format ui constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,10 +39,16 @@ demo: $(INSTALLED) ## the whole path on generated clips: raw video to a trained,
 	@$(BIN)/vast demo --out $(DEMO) $(DEMO_FLAGS)
 
 test: $(INSTALLED) ## unit tests, then integration on a real S3 server, real Ray and a real MLflow
-	@$(PYTEST) tests -m "not campaign"
+	@$(PYTEST) tests -m "not campaign and not survival and not cluster"
 
-test-campaigns: $(INSTALLED) ## the long ones: builds killed over and over, a store that keeps failing
+test-campaigns: $(INSTALLED) ## builds killed over and over, a store that keeps failing
 	@$(PYTEST) tests -m campaign
+
+test-survival: $(INSTALLED) ## training runs whose ranks, Ray and driver are killed over and over, and whose store fails
+	@$(PYTEST) tests -m survival
+
+test-cluster: $(INSTALLED) ## three hosts in network namespaces, one killed, one cut off; needs root and iproute2
+	@$(PYTEST) tests -m cluster
 
 test-unit: $(INSTALLED) ## the quick tests alone, about a minute
 	@$(PYTEST) tests/unit

@@ -61,7 +61,7 @@ def campaign(config: dict[str, Any], output: str, whole: str, *options: str) -> 
     return result
 
 
-@pytest.mark.campaign
+@pytest.mark.survival
 def test_ranks_raylet_controller_and_driver_are_killed(ssv2_shards: str, tmp_path: Path) -> None:
     config = config_for(ssv2_shards)
     whole = whole_hash(config, tmp_path / "whole")
@@ -71,7 +71,7 @@ def test_ranks_raylet_controller_and_driver_are_killed(ssv2_shards: str, tmp_pat
     assert sum(found.get(victim, 0) for victim in ("rank", "driver", "raylet", "controller")) == 20
 
 
-@pytest.mark.campaign
+@pytest.mark.survival
 def test_the_same_weights_through_a_store_that_keeps_failing(ssv2_shards: str, s3_server: Any, tmp_path: Path) -> None:
     whole = whole_hash(config_for(ssv2_shards), tmp_path / "whole")
     bucket = s3_server.make_bucket()
@@ -88,7 +88,7 @@ def test_the_same_weights_through_a_store_that_keeps_failing(ssv2_shards: str, s
     assert sum(proxy.injected.values()) > 20
 
 
-@pytest.mark.campaign
+@pytest.mark.survival
 def test_a_store_that_is_gone_for_half_a_minute(
     ssv2_shards: str, s3_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -44,7 +44,7 @@ def wait_for_checkpoint(run: Path, driver: Driver) -> None:
         assert pause(driver, 0.1)
 
 
-@pytest.mark.slow
+@pytest.mark.survival
 def test_ranks_that_are_told_to_go_move_and_a_torn_checkpoint_is_passed_over(
     ssv2_shards: str, start: Start, tmp_path: Path
 ) -> None:
@@ -70,7 +70,7 @@ def test_ranks_that_are_told_to_go_move_and_a_torn_checkpoint_is_passed_over(
     assert published_hash(str(run)) == whole
 
 
-@pytest.mark.slow
+@pytest.mark.survival
 def test_a_run_goes_on_with_fewer_ranks(ssv2_shards: str, start: Start, tmp_path: Path) -> None:
     # plain SGD: AdamW's first steps divide by the gradient's own size and so enlarge the rounding of tiny ones
     tree = config_for(ssv2_shards, name="sgd", lr=0.01, weight_decay=0.0)
