@@ -27,6 +27,8 @@ from vast.models.shift import plain_shift, shift, shift_groups
 from vast.models.variants import ModelConfig
 
 _BOTTLENECK = 4
+_FIRST_LOGIT = 3.0  # of the scale: alpha starts near 0.95
+_FIRST_TAP_STD = 0.02  # of the bias's kernel: beta starts near 0
 
 
 def affine_shift(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing, path: Path | None = None) -> Tensor:
@@ -106,6 +108,19 @@ class AffineShift(nn.Module):
         """Mix normed tokens; the caller adds the residual."""
         y_BTHWC = affine_shift(self.value(x_BTHWC), self.weights(), self.mixing)
         return y_BTHWC if self.output is None else self.output(y_BTHWC)
+
+    def start_as_shift(self) -> None:
+        """Give scale and bias first values with which the block is nearly the shift alone.
+
+        With sigmoid(0) = 0.5 and a kernel of deviation 1/sqrt(fan in) it starts out as half a shift among random
+        convolutions, and motion is learned late. Measured at equal steps on clips that only motion tells apart
+        (`benchmarks/ablation.py`): 74 to 86 % with those, 99.8 to 100 % with these on generated clips, 38 and 66 % on
+        filmed ones.
+        """
+        if self.scale is not None:
+            nn.init.constant_(self.scale.fc2.bias, _FIRST_LOGIT)
+        if self.bias is not None:
+            nn.init.trunc_normal_(self.bias.weight, std=_FIRST_TAP_STD)
 
     def weights(self) -> AffineWeights:
         """What `affine_shift` takes; none for what is switched off."""

@@ -1,4 +1,7 @@
-"""How many clips a second a model takes on this machine, forward alone and in training. Wall clock, random clips."""
+"""How many clips a second a model takes on this machine, forward alone and in training. Wall clock, random clips.
+
+Dimensions: B clips · C channels · T frames · H rows · W columns · K classes.
+"""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from vast.errors import UserError
+from vast.models.affine_shift import AffineShift
 from vast.models.blocks import Block, Branch, Keep
 from vast.models.depthwise import DepthwiseConv
 from vast.models.embed import LAYER_NORM_EPS, PatchEmbed, PositionEncoding
@@ -97,6 +98,8 @@ class Vast(nn.Module):
         for module in self.modules():
             if isinstance(module, PositionEncoding):
                 _init_small(module.conv)
+            if isinstance(module, AffineShift):
+                module.start_as_shift()
 
     def forward(self, clip_BCTHW: Tensor, keep: Keep | None = None) -> Tensor:
         """logits_BK of normalised clips. `keep` replaces the draws of drop path and dropout while training."""

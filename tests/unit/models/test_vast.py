@@ -14,6 +14,8 @@ import torch
 import vast.models
 from vast.errors import UserError
 from vast.models import SIZES, ModelConfig, create_model
+from vast.models.affine_shift import affine_shift
+from vast.models.shift import plain_shift
 
 MIXERS = get_args(ModelConfig.model_fields["mixer"].annotation)
 IMAGE_MODELS = [name for name in SIZES if name.startswith("ast_")]
@@ -212,11 +214,21 @@ def test_fresh_weights_follow_the_fan_in():
     model = create_model("vast_micro", 5, bias_kernel="3x3x3", position_encoding=True)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
-            assert torch.equal(parameter, torch.full_like(parameter, float("norm" in name and "weight" in name))), name
+            wanted = 3.0 if "scale.fc2" in name else float("norm" in name and "weight" in name)
+            assert torch.equal(parameter, torch.full_like(parameter, wanted)), name
         else:
-            small = name == "head.weight" or ".position." in name
+            small = name == "head.weight" or ".position." in name or "mixer.bias." in name
             wanted = 0.02 if small else parameter[0].numel() ** -0.5
             assert parameter.std().item() == pytest.approx(wanted, rel=0.2), name
+
+
+def test_fresh_blocks_start_near_the_shift_alone():
+    torch.manual_seed(0)
+    mixer = create_model("vast_micro", 5).stages[1].blocks[1].mixer
+    v = torch.randn(2, 4, 8, 8, 64)
+    shifted = plain_shift(v, mixer.mixing.groups(4))
+    z = affine_shift(v, mixer.weights(), mixer.mixing)
+    assert (z - 0.95 * shifted).std() < 0.1 * shifted.std()
 
 
 def test_parameter_names_are_pinned():
