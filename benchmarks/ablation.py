@@ -65,7 +65,7 @@ def _switch(name: str, **changes: Any) -> Variant:
 
 
 def _fine(name: str, **changes: Any) -> Variant:
-    return Variant(name, "switch", changes, ("generated",))
+    return Variant(name, "switch", changes, ("filmed",))
 
 
 MIXERS = (
@@ -347,12 +347,15 @@ def main() -> None:
                 load_split(data, split, cache)  # here, not in several processes at once
         run_all(sweep_runs(budget), known, path, cache, args.jobs)
         run_all(table_runs(data_sets, args.seeds, budget, known), known, path, cache, args.jobs)
-    sweep = [known[run.key] for run in sweep_runs(budget) if run.key in known]
-    lines = [line for line in known.values() if line["budget"] == asdict(budget) and line["seed"] != SWEEP_SEED]
+    if waiting := sum(run.key not in known for run in sweep_runs(budget)):
+        raise SystemExit(f"{path}: {waiting} runs of the sweep over learning rates are missing; start without --report")
+    sweep = [known[run.key] for run in sweep_runs(budget)]
+    # A runs file may also hold rows at a rate that another sweep chose: they are not of this table.
+    planned = table_runs(data_sets, args.seeds, budget, known)
+    lines = [known[run.key] for run in planned if run.key in known]
     report = ablation_report.summarise(lines, list(VARIANTS), BASELINE)
     folder = Path(args.results) if args.results else Path(__file__).parent / "results"
-    planned = args.seeds * sum(data in variant.sets for data in data_sets for variant in VARIANTS.values())
-    ablation_report.write(report, lines, sweep, VARIANTS, folder, settings() | {"planned_runs": planned})
+    ablation_report.write(report, lines, sweep, VARIANTS, folder, settings() | {"planned_runs": len(planned)})
     print(json.dumps(report))
 
 

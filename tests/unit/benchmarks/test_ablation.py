@@ -109,3 +109,21 @@ def test_a_view_over_a_film_moves_as_its_label_says(ablation, label):
         assert moved[label] > 0, seed
         if label < 4:
             assert moved[label] > 2 * abs(y if label < 2 else x), seed
+
+
+def test_the_table_holds_only_rows_at_the_rate_that_the_sweep_chose(ablation, tmp_path, monkeypatch):
+    (tmp_path / "runs.jsonl").write_text("")
+    monkeypatch.setattr(sys, "argv", ["ablation.py", "--report", "--cache", str(tmp_path), "--results", str(tmp_path)])
+    with pytest.raises(SystemExit, match="14 runs of the sweep"):
+        ablation.main()
+    low, high = ablation.LEARNING_RATES
+    sweep = [(run, float(run.learning_rate == high)) for run in ablation.sweep_runs(ablation.Budget())]
+    rows = [(ablation.Run("tsm", "generated", 0, high), 0.75), (ablation.Run("tsm", "generated", 0, low), 0.25)]
+    cost = {"hidden": 256, "macs": 2e6, "params": 2e5, "test_shuffled": 0.25}
+    for run, value in (*sweep, *rows):
+        line = {**asdict(run), **cost, "val": value, "test": value, "curve": [[30, 1.0, value]]}
+        with (tmp_path / "runs.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    ablation.main()
+    written = json.loads(next(tmp_path.glob("ablation_*.json")).read_text())
+    assert [(line["learning_rate"], line["test"]) for line in written["runs"]] == [(high, 0.75)]
