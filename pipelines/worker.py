@@ -4,6 +4,7 @@ Ray Train touches the loop in four places, marked [1] to [4].
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -214,6 +215,9 @@ def train_rank(arguments: dict[str, Job]) -> dict[str, Any]:
     rank = context.get_world_rank()
     place = Place(rank, context.get_world_size(), ray.train.torch.get_device())  # [1] who and where am I
     torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
+    logging.getLogger("vast").setLevel(
+        logging.WARNING
+    )  # Ray was told to log errors only; a silent store is to be heard
     config = TrainConfig.model_validate(job.config)
     observer = RayObserver(rank, job, config)
     tracker = MlflowTracker(job.tracking) if rank == 0 else None

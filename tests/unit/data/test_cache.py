@@ -1,5 +1,6 @@
 import fcntl
 import hashlib
+import logging
 import multiprocessing
 import os
 import resource
@@ -11,6 +12,12 @@ from hypothesis import strategies as st
 
 from vast.data import cache as cache_module
 from vast.data.cache import DiskCache
+
+
+@pytest.fixture(autouse=True)
+def _audible(caplog: pytest.LogCaptureFixture) -> None:
+    """Ray, where an earlier test of the session has started it, leaves the root logger at ERROR."""
+    caplog.set_level(logging.WARNING, logger="vast")
 
 
 def content(number: int, size_bytes: int = 1000) -> tuple[str, bytes]:

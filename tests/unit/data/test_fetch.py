@@ -1,4 +1,5 @@
 import itertools
+import logging
 import pickle
 import random
 import shutil
@@ -19,6 +20,12 @@ from vast.data.fetch import SampleSource, merged
 from vast.dataset_format import SampleRow
 from vast.errors import ObjectDamaged, ObjectMissing, StoreError, UserError
 from vast.storage import LocalStore
+
+
+@pytest.fixture(autouse=True)
+def _audible(caplog: pytest.LogCaptureFixture) -> None:
+    """Ray, where an earlier test of the session has started it, leaves the root logger at ERROR."""
+    caplog.set_level(logging.WARNING, logger="vast")
 
 
 @pytest.fixture
