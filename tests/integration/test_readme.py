@@ -214,7 +214,7 @@ def test_the_cluster_commands(cluster, s3_server, mlflow_server, ssv2_shards, tm
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr
