@@ -1,11 +1,9 @@
 """What a recipe costs, computed: multiply-adds of its clips, and GPU-hours at an assumed speed."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from preprocessing import imagenet, kinetics, ssv2
 from vast.models.cost import count_macs
 from vast.models.variants import create_model
 from vast.train.config import TrainConfig
@@ -15,14 +13,6 @@ FORWARD_AND_BACKWARD = 3
 FLOPS_PER_MAC = 2
 ASSUMED_FLOPS = 60e12
 """What a GPU is assumed to keep up while it trains in bf16, in floating-point operations a second; not measured."""
-
-# Which training split a shipped recipe is for, by the word for it in the recipe's name.
-SPLITS: Mapping[str, tuple[str, int]] = {
-    "in1k": ("ImageNet-1k", imagenet.PUBLISHED["train"]),
-    "k400": ("Kinetics-400", min(num for num, _ in kinetics.PUBLISHED["kinetics400"]["train"])),
-    "ssv2": ("Something-Something v2", ssv2.PUBLISHED["train"]),
-}
-"""Name and published training samples; of Kinetics-400 the files that can still be had."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +53,3 @@ def estimate(config: TrainConfig, samples: int) -> Estimate:
     side = config.data.crop_size
     macs = count_macs(model, (1, 3, config.data.num_frames, side, side))
     return Estimate(macs, samples, config.data.repeats, config.optim.epochs)
-
-
-def shipped_split(name: str) -> tuple[str, int] | None:
-    """Return the published training split that a shipped recipe is for; none for the demo's, which are generated."""
-    words = name.split("_")
-    return None if words[0] == "demo" else next(SPLITS[word] for word in words if word in SPLITS)

@@ -8,12 +8,28 @@ import yaml
 
 from pipelines import cli
 from pipelines.config import resolve, shipped_recipes
-from pipelines.estimate import Estimate, estimate, shipped_split
+from pipelines.estimate import Estimate, estimate
 from pipelines.recipe_table import COLUMNS, HEAD_WORDS, read_head, recipe_rows, shipped_config
+from preprocessing import imagenet, kinetics, ssv2
 from vast.train.config import TrainConfig
 
 HEADS = {name: read_head(path) for name, path in shipped_recipes().items()}
 REAL = [name for name in HEADS if not name.startswith("demo_")]
+
+
+# Which training split a shipped recipe is for, by the word for it in the recipe's name.
+SPLITS = {
+    "in1k": ("ImageNet-1k", imagenet.PUBLISHED["train"]),
+    "k400": ("Kinetics-400", min(num for num, _ in kinetics.PUBLISHED["kinetics400"]["train"])),
+    "ssv2": ("Something-Something v2", ssv2.PUBLISHED["train"]),
+}
+"""Name and published training samples; of Kinetics-400 the files that can still be had."""
+
+
+def shipped_split(name: str) -> tuple[str, int] | None:
+    """Return the published training split that a shipped recipe is for; none for the demo's, which are generated."""
+    words = name.split("_")
+    return None if words[0] == "demo" else next(SPLITS[word] for word in words if word in SPLITS)
 
 
 def test_the_recipes_of_the_paper_s_path_are_there():
