@@ -87,7 +87,7 @@ def _conv_frames(x_BTHWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
 def _frame_grads(
     x_BTHWC: Tensor, grad_BTHWC: Tensor, weight: Tensor, input_too: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    d_x, d_weight, d_bias = torch.ops.aten.convolution_backward(
+    d_x, d_weight, d_bias = torch.ops.aten.convolution_backward.default(
         *(_frames(grad_BTHWC), _frames(x_BTHWC), weight, [weight.shape[0]], [1, 1], [1, 1], [1, 1]),
         *(False, [0, 0], weight.shape[0], [input_too, True, True]),
     )

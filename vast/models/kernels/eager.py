@@ -62,21 +62,20 @@ def weight_grads(
     if kernel is not None:  # first, because it needs the caches most
         source_BTHWC = v_BTHWC if kept_BTHWC is None else kept_BTHWC
         d_BTHWC, d_kernel, d_bias = conv_grads(source_BTHWC, grad_BTHWC, kernel.to(v_BTHWC.dtype))
-    scaled = False  # whether from_s has alpha in it
-    if kept_BTHWC is not None:
-        from_s_BTHWC = grad_BTHWC
-        product_BTHWC = grad_BTHWC * kept_BTHWC
-    elif mixing.scale_pool == "clip":
+    if kept_BTHWC is None and mixing.scale_pool == "clip":
         from_s_BTHWC = copy_unshifted(grad_BTHWC, groups, mixing.border)
-        product_BTHWC = from_s_BTHWC * v_BTHWC  # <grad, Shift(v)> = <Unshift(grad), v>
-    else:  # each frame has its alpha, and the shift moves tokens between frames
+        d_BTHWC = _plus(d_BTHWC, from_s_BTHWC, alpha_BTHWC)
+        product_BTHWC = from_s_BTHWC.mul_(v_BTHWC)  # <grad, Shift(v)> = <Unshift(grad), v>
+    elif kept_BTHWC is None:  # each frame has its alpha, and the shift moves tokens between frames
         from_s_BTHWC = copy_unshifted(grad_BTHWC * alpha_BTHWC, groups, mixing.border)
-        scaled = True
+        d_BTHWC = from_s_BTHWC if d_BTHWC is None else d_BTHWC.add_(from_s_BTHWC)
         product_BTHWC = copy_shifted(v_BTHWC, groups, mixing.border).mul_(grad_BTHWC)
+    else:
+        d_BTHWC = _plus(d_BTHWC, grad_BTHWC, alpha_BTHWC)
+        product_BTHWC = grad_BTHWC * kept_BTHWC
     d_alpha_BTC = _rows(product_BTHWC.sum(mixing.pool_axes, dtype=wide))
-    if d_BTHWC is None or d_kernel is None or d_bias is None:
-        return d_alpha_BTC, None, None, from_s_BTHWC if scaled else from_s_BTHWC * alpha_BTHWC
-    d_BTHWC = d_BTHWC.add_(from_s_BTHWC) if scaled else d_BTHWC.addcmul_(from_s_BTHWC, alpha_BTHWC)
+    if d_kernel is None or d_bias is None:
+        return d_alpha_BTC, None, None, d_BTHWC
     return d_alpha_BTC, d_kernel.to(wide), d_bias.to(wide), d_BTHWC
 
 
@@ -97,9 +96,13 @@ def value_grad(
     return copy_unshifted(d_BTHWC, mixing.groups(grad_BTHWC.shape[1]), mixing.border)
 
 
+def _plus(sum_BTHWC: Tensor | None, x_BTHWC: Tensor, alpha_BTHWC: Tensor) -> Tensor:
+    return x_BTHWC * alpha_BTHWC if sum_BTHWC is None else sum_BTHWC.addcmul_(x_BTHWC, alpha_BTHWC)
+
+
 def _rows(x_BTC: Tensor) -> Tensor:
     return x_BTC if x_BTC.ndim == 3 else x_BTC.unsqueeze(1)
 
 
 def _tokens(x_BTC: Tensor, like_BTHWC: Tensor) -> Tensor:
-    return x_BTC.to(like_BTHWC.dtype)[:, :, None, None]
+    return x_BTC.to(like_BTHWC.dtype).unsqueeze(2).unsqueeze(2)

@@ -166,7 +166,7 @@ def _add_alpha_grads_beside(
         num_channels = v_BTHWC.shape[-1]
         taps = _frame_taps(num_channels, groups, d_alpha_BC.dtype)
         for b, like in enumerate(taps.to(v_BTHWC.dtype).unsqueeze(1).expand(len(v_BTHWC), -1, -1, -1, -1)):
-            _, d_kernel, _ = torch.ops.aten.convolution_backward(
+            _, d_kernel, _ = torch.ops.aten.convolution_backward.default(
                 *(_frames_as_rows(grad_BTHWC[b]), _frames_as_rows(v_BTHWC[b]), like, None, [1, 1], [1, 0], [1, 1]),
                 *(False, [0, 0], num_channels, [False, True, False]),
             )

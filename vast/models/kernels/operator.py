@@ -147,13 +147,16 @@ def _run_backward(
         num_pooled = grad_BTHWC.shape[1:4].numel() // pooled_BTC.shape[1]
         d_v = kernels.value_grad(grad_BTHWC, carried, alpha_BTC, d_pooled_BTC / num_pooled, kernel, mixing)
     d_weights = [
-        # Flattened first: axes of length 1 then have the parameter's own strides too, which DDP asks for.
-        grad_BTHWC.new_empty(0)
-        if weight is None or d_weight is None
-        else d_weight.to(weight.dtype).reshape(-1).view(weight.shape)
+        grad_BTHWC.new_empty(0) if weight is None or d_weight is None else _laid_out_as(weight, d_weight)
         for weight, d_weight in zip(weights, [*d_scale, d_kernel, d_bias], strict=True)
     ]
     return [d_v.contiguous(), *d_weights]
+
+
+def _laid_out_as(weight: Tensor, d_weight: Tensor) -> Tensor:
+    """The gradient in the parameter's type and with its own strides, on axes of length 1 too: DDP asks for them."""
+    d_weight = d_weight.to(weight.dtype)
+    return d_weight if d_weight.stride() == weight.stride() else d_weight.reshape(-1).view(weight.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

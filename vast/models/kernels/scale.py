@@ -42,7 +42,7 @@ def scale_grads(
         return torch.zeros_like(pooled_BTC), [None] * 4
     wide = pooled_BTC.dtype
     alpha, pooled, before, hidden = (x.flatten(0, 1) for x in (scale.alpha_BTC, pooled_BTC, scale.before, scale.hidden))
-    d_out = d_alpha_BTC.flatten(0, 1) * alpha * (1 - alpha)
-    d_before = torch.ops.aten.gelu_backward(d_out @ weights.fc2_weight.to(wide), before)
+    d_out = torch.ops.aten.sigmoid_backward.default(d_alpha_BTC.flatten(0, 1), alpha)
+    d_before = torch.ops.aten.gelu_backward.default(d_out @ weights.fc2_weight.to(wide), before)
     d_pooled_BTC = (d_before @ weights.fc1_weight.to(wide)).view(pooled_BTC.shape)
     return d_pooled_BTC, [d_before.T @ pooled, d_before.sum(0), d_out.T @ hidden, d_out.sum(0)]
