@@ -184,8 +184,9 @@ class _Decode:
         frames_TCHW = decode_frames(sample[0], indices)
         height, width = frames_TCHW.shape[-2:]
         box = random_resized_box(height, width, config.crop_area, config.crop_aspect, self._rng)
-        crop_TCHW = crop_resize(frames_TCHW, box, config.crop_size)
-        return (crop_TCHW.flip(-1) if self._rng.random() < 0.5 else crop_TCHW).transpose(0, 1)
+        clip_THWC = torch.empty(len(indices), config.crop_size, config.crop_size, 3, dtype=torch.uint8)
+        crop_resize(frames_TCHW, box, clip_THWC)
+        return clip_THWC.flip(2) if self._rng.random() < 0.5 else clip_THWC
 
 
 class _DecodeField(_Decode):

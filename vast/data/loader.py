@@ -227,7 +227,7 @@ def _train_batch(answer: Answer) -> TrainBatch:
         step=request.step,
         epoch=request.epoch,
         sample_B=sample_B,
-        clip_BCTHW=answer.pixels,
+        clip_BCTHW=answer.pixels.permute(0, 4, 1, 2, 3),
         label_B=label_B,
         position_B=torch.arange(request.position, request.position + B),
         weight_B=weight_B,
@@ -239,10 +239,11 @@ def _train_batch(answer: Answer) -> TrainBatch:
 
 def _eval_batch(answer: Answer) -> EvalBatch:
     jobs, filled = answer.request.jobs, answer.filled
+    clip_BVCTHW = answer.pixels.permute(0, 1, 5, 2, 3, 4)
     good = [number for number, result in enumerate(filled) if not result.damage]
     return EvalBatch(
         sample_B=torch.tensor([jobs[number].sample for number in good], dtype=torch.int64),
-        clip_BVCTHW=answer.pixels if len(good) == len(jobs) else answer.pixels[good],
+        clip_BVCTHW=clip_BVCTHW if len(good) == len(jobs) else clip_BVCTHW[good],
         label_B=torch.tensor([jobs[number].row.label for number in good], dtype=torch.int64),
         failed=[(job.sample, result.damage) for job, result in zip(jobs, filled, strict=True) if result.damage],
     )

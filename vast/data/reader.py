@@ -126,7 +126,8 @@ class TrainBatch:
     sample_B: Tensor
     """Number of each sample in the split, int64."""
     clip_BCTHW: Tensor
-    """uint8 RGB; apply_augment or normalise makes floats of it on the device."""
+    """uint8 RGB, as the decoder lays it out, the channels of a pixel together; apply_augment or normalise makes floats
+    of it on the device."""
     label_B: Tensor
     """Label ids, int64; a mirrored clip has its mirrored label."""
     position_B: Tensor
@@ -151,7 +152,7 @@ class EvalBatch:
     sample_B: Tensor
     """Number of each sample in the split, int64; without the failed ones."""
     clip_BVCTHW: Tensor
-    """uint8 RGB."""
+    """uint8 RGB, laid out alike."""
     label_B: Tensor
     """Label ids, int64; -1 where there is none."""
     failed: list[tuple[int, str]]
@@ -171,8 +172,8 @@ class TrainReader:
 
     @property
     def place_shape(self) -> tuple[int, ...]:
-        """Of one clip: C, T, H, W."""
-        return 3, self._config.num_frames, self._config.crop_size, self._config.crop_size
+        """Of one clip: T, H, W, C."""
+        return self._config.num_frames, self._config.crop_size, self._config.crop_size, 3
 
     def fill(self, job: Job, data: bytes, places: Sequence[Tensor]) -> Filled:
         """See SampleReader; the frames that the copies share are decoded once."""
@@ -183,11 +184,12 @@ class TrainReader:
         decoded = time.perf_counter()
         labels: list[int] = []
         augment: list[AugmentParams] = []
-        for clip_CTHW, frames_T, rng in zip(places, copies, rngs, strict=True):
+        for clip_THWC, frames_T, rng in zip(places, copies, rngs, strict=True):
             box = self._box(frames_NCHW.shape[-2], frames_NCHW.shape[-1], rng)
-            crop_TCHW = crop_resize(_cut(frames_NCHW, frames_T, box), _whole(box), config.crop_size)
+            crop_resize(_chosen(frames_NCHW, frames_T), box, clip_THWC)
             mirrored = self._flip is not None and rng.random() < _FLIP_SHARE
-            clip_CTHW.copy_((crop_TCHW.flip(-1) if mirrored else crop_TCHW).transpose(0, 1))
+            if mirrored:
+                clip_THWC.copy_(clip_THWC.flip(2))
             labels.append(int(self._flip[job.row.label]) if self._flip is not None and mirrored else job.row.label)
             augment.append(draw_augment(config.augment, config.crop_size, rng))
         times = {"decode": decoded - begun, "crop": time.perf_counter() - decoded}
@@ -218,8 +220,8 @@ class EvalReader:
 
     @property
     def place_shape(self) -> tuple[int, ...]:
-        """Of the views of one video: V, C, T, H, W."""
-        return len(self._views), 3, self._config.num_frames, self._config.crop_size, self._config.crop_size
+        """Of the views of one video: V, T, H, W, C."""
+        return len(self._views), self._config.num_frames, self._config.crop_size, self._config.crop_size, 3
 
     def fill(self, job: Job, data: bytes, places: Sequence[Tensor]) -> Filled:
         """See SampleReader; the decoder passes over the video once for all views."""
@@ -228,14 +230,15 @@ class EvalReader:
         indices = [self._indices(job.row, view) for view in range(views.temporal)]
         frames_NCHW, clips = _decoded(self.source, job.row, data, indices)
         decoded = time.perf_counter()
-        (clip_VCTHW,) = places
+        (clip_VTHWC,) = places
+        height, width = frames_NCHW.shape[-2:]
+        crop_NHWC = frames_NCHW.new_empty(len(frames_NCHW), config.crop_size, config.crop_size, 3)
         for spatial in range(views.spatial):
-            height, width = frames_NCHW.shape[-2:]
             box = view_box(height, width, config.crop_size, config.eval_short_side, spatial, views.spatial)
             # Views overlap in time: each frame is resized once.
-            crop_NCHW = crop_resize(frames_NCHW, box, config.crop_size)
+            crop_resize(frames_NCHW, box, crop_NHWC)
             for temporal, frames_T in enumerate(clips):
-                clip_VCTHW[temporal * views.spatial + spatial] = crop_NCHW[frames_T].transpose(0, 1)
+                clip_VTHWC[temporal * views.spatial + spatial] = crop_NHWC[frames_T]
         times = {"decode": decoded - begun, "crop": time.perf_counter() - decoded}
         return Filled((job.row.label,), times=times)
 
@@ -260,16 +263,11 @@ def _decoded(
     return frames_NCHW, [torch.from_numpy(part) for part in np.split(position, ends)]
 
 
-def _cut(frames_NCHW: Tensor, frames_T: Tensor, box: Box) -> Tensor:
-    """Cut a box out of some frames, without a copy where a clip takes all of them, each once."""
-    cut_NCHW = frames_NCHW[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
-    if len(frames_T) == len(cut_NCHW) and bool((frames_T == torch.arange(len(cut_NCHW))).all()):
-        return cut_NCHW
-    return cut_NCHW[frames_T]
-
-
-def _whole(box: Box) -> Box:
-    return Box(0, 0, box.height, box.width)
+def _chosen(frames_NCHW: Tensor, frames_T: Tensor) -> Tensor:
+    """Take some frames, without a copy where a clip takes all of them, each once."""
+    if len(frames_T) == len(frames_NCHW) and bool((frames_T == torch.arange(len(frames_NCHW))).all()):
+        return frames_NCHW
+    return frames_NCHW.permute(0, 2, 3, 1)[frames_T].permute(0, 3, 1, 2)
 
 
 def num_bytes(shape: Sequence[int]) -> int:

@@ -50,6 +50,9 @@ def test_normalise() -> None:
         torch.testing.assert_close(out_BCTHW[:, channel], expected)
     views_BVCTHW = clip_BCTHW.unsqueeze(1)
     assert torch.equal(normalise(views_BVCTHW, mean, std).squeeze(1), out_BCTHW)
+    as_read_BCTHW = clip_BCTHW.contiguous(memory_format=torch.channels_last_3d)  # the layout of the loader's batches
+    assert torch.equal(normalise(as_read_BCTHW, mean, std), out_BCTHW)
+    assert normalise(as_read_BCTHW, mean, std).stride() == as_read_BCTHW.stride()
 
 
 def test_off_means_off() -> None:

@@ -77,14 +77,19 @@ def make_gradient(height: int, width: int) -> Tensor:
 
 def test_crop_resize_of_the_same_size_is_the_cut_itself() -> None:
     frames_TCHW = make_gradient(40, 60)
-    cut_TCHW = crop_resize(frames_TCHW, Box(3, 7, 32, 32), 32)
-    assert torch.equal(cut_TCHW, frames_TCHW[:, :, 3:35, 7:39])
+    cut_THWC = torch.empty(2, 32, 32, 3, dtype=torch.uint8)
+    crop_resize(frames_TCHW, Box(3, 7, 32, 32), cut_THWC)
+    assert torch.equal(cut_THWC, frames_TCHW[:, :, 3:35, 7:39].permute(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("side", [17, 48, 90])
-def test_crop_resize_agrees_with_float_interpolation(side: int) -> None:
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_crop_resize_agrees_with_float_interpolation(side: int, memory_format: torch.memory_format) -> None:
     frames_TCHW = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 96, 128), dtype=np.uint8))
-    small_TCHW = crop_resize(frames_TCHW, Box(2, 5, side, side), 32)
+    frames_TCHW = frames_TCHW.contiguous(memory_format=memory_format)
+    small_THWC = torch.empty(3, 32, 32, 3, dtype=torch.uint8)
+    crop_resize(frames_TCHW, Box(2, 5, side, side), small_THWC)
+    small_TCHW = small_THWC.permute(0, 3, 1, 2)
     exact_TCHW = torch.nn.functional.interpolate(
         frames_TCHW[:, :, 2 : 2 + side, 5 : 5 + side].double(), size=(32, 32), mode="bilinear", antialias=True
     )
