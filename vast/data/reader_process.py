@@ -53,7 +53,8 @@ def serve(
     Args:
         reader: What is done with a sample.
         number: This reader's row of the board.
-        connection: Jobs come from here, in lists of `(ticket, slot, job)`; `(ticket, Filled or error)` goes back.
+        connection: Jobs come from here, in lists of `(ticket, slot, job)`. When a list is done, or at the first error,
+            a list of `(ticket, Filled or error)` goes back: to wake the parent takes as long as to load a clip's bytes.
         board: The board's memory.
         slots: The batches' memory.
         slots_shape: Number of slots, and bytes of each.
@@ -67,11 +68,12 @@ def serve(
     keep_freed_memory()
     state = np.frombuffer(board.map, BOARD_DTYPE)[number : number + 1]
     pixels = torch.from_numpy(np.frombuffer(slots.map, np.uint8)).view(slots_shape)
-    jobs: SimpleQueue[tuple[int, int, Job, Future[bytes]]] = SimpleQueue()
+    jobs: SimpleQueue[tuple[int, int, Job, Future[bytes], bool]] = SimpleQueue()
+    news: list[tuple[int, Any]] = []
     threading.Thread(target=_take_in, args=(connection, reader, jobs), daemon=True).start()
     connection.send(Ready())
     while True:
-        ticket, slot, job, coming = jobs.get()
+        ticket, slot, job, coming, is_last = jobs.get()
         # First the time: a job that seems to have begun long ago would seem to hang.
         state["moved_s"] = time.monotonic()
         state["ticket"] = ticket
@@ -85,10 +87,13 @@ def serve(
             outcome = ReaderError(f"{reader.source.describe(job.row)}: {type(error).__name__}: {error}\n{trace}")
         state["ticket"] = IDLE
         state["moved_s"] = time.monotonic()
-        try:
-            connection.send((ticket, outcome))
-        except OSError:
-            os._exit(0)  # nobody wants to know any more
+        news.append((ticket, outcome))
+        if is_last or isinstance(outcome, Exception):
+            try:
+                connection.send(news)
+            except OSError:
+                os._exit(0)  # nobody wants to know any more
+            news = []
 
 
 def keep_freed_memory() -> None:
@@ -109,8 +114,8 @@ def _take_in(connection: Connection, reader: SampleReader, jobs: "SimpleQueue[An
         while True:
             run = connection.recv()
             coming = reader.source.submit([job.row for _, _, job in run])
-            for (ticket, slot, job), future in zip(run, coming, strict=True):
-                jobs.put((ticket, slot, job, future))
+            for number, ((ticket, slot, job), future) in enumerate(zip(run, coming, strict=True), start=1):
+                jobs.put((ticket, slot, job, future, number == len(run)))
     except (EOFError, OSError):
         pass
     except BaseException:

@@ -6,8 +6,9 @@ is copied and the first batch of a run takes as long as its samples, divided by 
 
 What a reader is doing stands in a board of shared memory: its job, and when it last moved. A reader that dies or has
 not moved for the time limit is killed by its process id and replaced. Its job is given to a reader that has nothing
-else; if that is lost too, the sample counts as damaged. Its other jobs go to other readers. Waiting for the store
-counts as moving: how long the store is waited for is the source's decision.
+else; if that is lost too, the sample counts as damaged. Its other jobs go to other readers, and so do those that it did
+and had no time to tell of. Waiting for the store counts as moving: how long the store is waited for is the source's
+decision.
 
 Reader processes come from a fork server. A plain fork would copy the locks of a training process's threads (CUDA,
 gRPC, OpenMP) in an unknown state. Spawned ones each import torch again (about two seconds), and with torch 2.13
@@ -226,13 +227,13 @@ class ReaderPool:
         if isinstance(message, Ready):
             link.ready = True
             return
-        number, outcome = message
-        if isinstance(outcome, Exception):
-            raise outcome
         self._lost_in_a_row = 0
-        ticket = link.tickets.pop(number)
+        for number, outcome in message:
+            if isinstance(outcome, Exception):
+                raise outcome
+            ticket = link.tickets.pop(number)
+            ticket.batch.put(ticket.number, outcome)
         link.alone = link.alone and bool(link.tickets)
-        ticket.batch.put(ticket.number, outcome)
 
     def _hangs(self, number: int, link: "Link") -> bool:
         now = time.monotonic()
