@@ -1,7 +1,11 @@
 """What the whole stack costs a training step: Ray Train, tracking and checkpoints against bare torchrun DDP.
 
     python benchmarks/train_overhead.py            5 rounds of 240 steps a side: about six minutes on two cores
-    python benchmarks/train_overhead.py --quick    2 rounds of 80 steps
+    python benchmarks/train_overhead.py --quick    2 rounds of 80 steps, about two minutes
+
+By default ranks take half the cores. What Ray runs on every machine besides them (daemons, and actors of Ray Train that
+wake a hundred times a second each) takes about a tenth of a core whatever the ranks do: little beside a training node's
+cores, but a twentieth of a machine of two cores that has a rank on each, which `--ranks 2` shows there.
 
 Both sides train the same model from the same TrainLoader with the same optimizer on as many ranks, in turns. The bare
 side is what one writes by hand under torchrun: load, forward, backward, clip, step; nothing is logged, scored or saved.
@@ -23,7 +27,6 @@ from pathlib import Path
 from typing import Any
 
 WARM_UP = 10
-RANKS = 2
 
 
 def main() -> None:
@@ -31,19 +34,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--rounds", type=int, default=0, help="turns of each side (default: 5, quick 2)")
+    parser.add_argument("--ranks", type=int, default=max(1, (os.cpu_count() or 2) // 2))
     parser.add_argument("--side", choices=["bare", "stack"], help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
-        (bare if args.side == "bare" else stack)(args.folder)
+        if args.side == "bare":
+            bare(args.folder)
+        else:
+            stack(args.folder, args.ranks)
         return
     num_rounds = args.rounds or (2 if args.quick else 5)
     with tempfile.TemporaryDirectory(prefix="vast-overhead-") as name:
-        figures = measure(Path(name), num_rounds, epochs=10 if args.quick else 30)
+        figures = measure(Path(name), args.ranks, num_rounds, epochs=10 if args.quick else 30)
     print(json.dumps(figures))
 
 
-def measure(folder: Path, num_rounds: int, epochs: int) -> dict[str, Any]:
+def measure(folder: Path, num_ranks: int, num_rounds: int, epochs: int) -> dict[str, Any]:
     """All figures, from rounds in which each side trains once."""
     config = make_config(folder, epochs)
     found: dict[str, list[dict[str, Any]]] = {"bare": [], "stack": []}
@@ -52,7 +59,7 @@ def measure(folder: Path, num_rounds: int, epochs: int) -> dict[str, Any]:
             turn = folder / f"{side}-{number}"
             turn.mkdir()
             (turn / "config.json").write_text(json.dumps({**config, "seed": number}))
-            found[side].append(run(side, turn))
+            found[side].append(run(side, turn, num_ranks))
             told = found[side][-1]
             print(f"{side:5}  {told['step_s'] * 1e3:7.1f} ms a step; first step after {told['first_step_s']:.1f} s")
     ratios = [stack["step_s"] / bare["step_s"] for bare, stack in zip(found["bare"], found["stack"], strict=True)]
@@ -65,7 +72,7 @@ def measure(folder: Path, num_rounds: int, epochs: int) -> dict[str, Any]:
         "stack_first_step_s": _median(found["stack"], "first_step_s"),
         "stack_start": {part: _median([told["start"] for told in found["stack"]], part) for part in START_PARTS},
         "steps": found["bare"][0]["steps"],
-        "ranks": RANKS,
+        "ranks": num_ranks,
         "load": round(os.getloadavg()[0], 1),
     }
 
@@ -96,11 +103,11 @@ def make_config(folder: Path, epochs: int) -> dict[str, Any]:
     }
 
 
-def run(side: str, turn: Path) -> dict[str, Any]:
+def run(side: str, turn: Path, num_ranks: int) -> dict[str, Any]:
     """One side's turn, in processes of its own; times are from before they start."""
-    words = [__file__, "--side", side, "--folder", str(turn)]
+    words = [__file__, "--side", side, "--folder", str(turn), "--ranks", str(num_ranks)]
     if side == "bare":
-        words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={RANKS}", *words]
+        words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "BEGUN": str(time.time())}
     environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{turn}/mlflow.db", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     # what the stack sets for its ranks, so that the allocator is not what is compared
@@ -151,7 +158,9 @@ def bare(folder: Path) -> None:
     torch.manual_seed(config.seed)
     model = create_model(config.model, num_classes=len(dataset.classes))
     optimizer = build_optimizer(model, config.optim)
-    network = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
+    network: nn.Module = model
+    if num_ranks > 1:
+        network = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=True)
     batch = config.optim.global_batch
     per_epoch = len(dataset) // batch
     stop = per_epoch * config.optim.epochs
@@ -180,7 +189,7 @@ def bare(folder: Path) -> None:
 START_PARTS = ("imports_s", "ray_s", "tracking_run_s", "ranks_s", "first_step_s")
 
 
-def stack(folder: Path) -> None:
+def stack(folder: Path, num_ranks: int) -> None:
     """The driver of `vast pretrain`, with a terminal that keeps the time."""
     import pipelines.launch
     from pipelines.ranks import Ranks
@@ -209,7 +218,7 @@ def stack(folder: Path) -> None:
     pipelines.launch.connect(None)
     at["ray_s"] = since_begun()
     done = pipelines.launch.train(
-        config, terminal, ranks=Ranks.of(RANKS), output=str(folder / "runs"), kind="benchmark"
+        config, terminal, ranks=Ranks.of(num_ranks), output=str(folder / "runs"), kind="benchmark"
     )
     from mlflow import MlflowClient
 

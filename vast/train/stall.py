@@ -7,8 +7,8 @@ where the loop waits for the GPU anyway.
 wait        nothing to do: the loader had no batch (on a GPU: from its last work to the first of the next step)
 to_device   the copy of clips and labels
 compute     augmentation, forward and backward pass, optimizer, averages
-all_reduce  what a step waits for gradients of other ranks after its own last gradient is there, slower ranks included,
-            and the sum of its figures. What is hidden behind the backward pass costs nothing and is not in it.
+all_reduce  what a step waits for gradients of other ranks after its own last gradient is there, slower ranks included.
+            What is hidden behind the backward pass, or behind the next step as its figures are, is not in it.
 """
 
 import time

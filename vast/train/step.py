@@ -5,7 +5,7 @@ Dimensions: B clips · C channels · T frames · H rows · W columns · K classe
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -29,12 +29,16 @@ READER_PARTS = ("store", "decode", "crop")
 
 
 class Pending:
-    """Numbers on their way from the device."""
+    """A step's figures on their way from the other ranks and the device."""
 
-    def __init__(self, numbers: Tensor) -> None:
+    def __init__(self, figures: Tensor, sum_: dist.Work | None, norm: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
-        self._host = numbers
-        if numbers.is_cuda:
+        self._sum = sum_
+        self._parts = (figures, norm.reshape(1))
+        if figures.is_cuda:
+            if sum_ is not None:
+                sum_.wait()  # the stream waits, this process does not
+            numbers = torch.cat(self._parts)
             self._host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
             self._host.copy_(numbers, non_blocking=True)
             self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it so
@@ -44,8 +48,10 @@ class Pending:
         """The numbers; waits until they are there."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        values: list[float] = self._host.tolist()
-        return values
+            return cast(list[float], self._host.tolist())
+        if self._sum is not None:
+            self._sum.wait()
+        return cast(list[float], torch.cat(self._parts).tolist())
 
 
 @dataclass(frozen=True)
@@ -144,11 +150,10 @@ class Stepper:
             losses.append(self._backward(step, batch))
             self.stopwatch.mark("all_reduce" if last and self.place.num_ranks > 1 else "compute")
         norm = self._update(step)
+        pending = Pending(*self._figures(micro_batches, losses, wants_stop), norm)
         self.stopwatch.mark("compute")
-        figures = self._figures(micro_batches, losses, wants_stop)
-        self.stopwatch.mark("all_reduce" if self.place.num_ranks > 1 else "compute")
         without_clips = [replace(batch, clip_BCTHW=batch.clip_BCTHW.new_empty(0)) for batch in micro_batches]
-        return Taken(step, lr, without_clips, losses, Pending(torch.cat([figures, norm.reshape(1)])))
+        return Taken(step, lr, without_clips, losses, pending)
 
     def _backward(self, step: int, batch: TrainBatch) -> Tensor:
         """Add the gradient of one micro-batch; loss_B."""
@@ -192,13 +197,13 @@ class Stepper:
             state.ema.update(self.model, step)
         return norm
 
-    def _figures(self, micro_batches: Sequence[TrainBatch], losses: Sequence[Tensor], wants_stop: bool) -> Tensor:
-        """What ranks tell each other after each step, in one message."""
+    def _figures(
+        self, micro_batches: Sequence[TrainBatch], losses: Sequence[Tensor], wants_stop: bool
+    ) -> tuple[Tensor, dist.Work | None]:
+        """What ranks tell each other after each step, in one message that is on its way while the next step begins."""
         loss = torch.stack([loss_B.sum() for loss_B in losses]).sum() / self.config.optim.global_batch
         skipped = sum(len(batch.skipped) for batch in micro_batches)
         seconds = [sum(batch.times.get(part, 0.0) for batch in micro_batches) for part in READER_PARTS]
         told = torch.tensor([skipped, wants_stop, *seconds], dtype=torch.float32)
         figures = torch.cat([loss.reshape(1), told.to(loss.device, non_blocking=True)])
-        if self.place.num_ranks > 1:
-            dist.all_reduce(figures)
-        return figures
+        return figures, dist.all_reduce(figures, async_op=True) if self.place.num_ranks > 1 else None
