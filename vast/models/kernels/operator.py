@@ -53,9 +53,12 @@ def _folding_pays(v_BTHWC: Tensor, mixing: Mixing) -> bool:
     return values >= (_FOLD_MIN_VALUES if mixing.affine_input == "v" else 2 * _FOLD_MIN_VALUES)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch leaves it so
 def _num_threads() -> int:
     return torch.get_num_threads()
+
+
+# What torch.compiler.assume_constant_result does, which would also import torch._dynamo: a second for each process.
+_num_threads._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def why_not_fused() -> str | None:
