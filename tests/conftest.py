@@ -273,6 +273,14 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A real MLflow tracking server on the loopback, its artifacts proxied, for the whole session."""
     folder = tmp_path_factory.mktemp("mlflow")
     (port,) = _free_ports(1)
+    process = start_mlflow(folder, port)
+    yield f"http://127.0.0.1:{port}"
+    process.terminate()  # its main process ends its children
+    process.wait(timeout=30)
+
+
+def start_mlflow(folder: Path, port: int) -> "subprocess.Popen[bytes]":
+    """Start MLflow's server over the database in a folder, and wait until it answers."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += [
         "--backend-store-uri",
@@ -282,19 +290,17 @@ def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ]
     # without its job runner the server needs a third of the memory
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    with open(folder / "log", "wb") as log:
+    with open(folder / "log", "ab") as log:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    deadline = time.monotonic() + 2 * START_LIMIT_S
     try:
-        url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 2 * START_LIMIT_S
         while True:
             assert process.poll() is None, (folder / "log").read_text(errors="replace")
             assert time.monotonic() < deadline, "the MLflow server did not start"
             with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{url}/health", timeout=2)
-                break
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=2)
+                return process
             time.sleep(0.3)
-        yield url
-    finally:
-        process.terminate()  # its main process ends its children
-        process.wait(timeout=30)
+    except BaseException:
+        process.terminate()
+        raise
