@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pipelines.find_model import place_of_model
 from preprocessing.leaks import find_leaks
-from vast.dataset_format import Manifest, read_manifest
+from vast.dataset_format import Manifest, class_difference, read_manifest
 from vast.errors import StoreError, UserError
 from vast.models.variants import ModelConfig
 from vast.storage import open_store
@@ -23,7 +23,7 @@ def check_data(card: ModelCard, manifest: Manifest, url: str, split: str) -> Non
         raise UserError(f"--split: no split {split!r} in {url}; it has {', '.join(sorted(manifest.splits))}")
     if not manifest.splits[split].samples:
         raise UserError(f"--split: {split!r} of {url} has no samples")
-    if difference := first_difference(card.classes, manifest.classes):
+    if difference := class_difference(card.classes, manifest.classes, "in the model"):
         raise UserError(
             f"--data: the class list of {url} is not the model's: {difference}; label ids would mean other things"
         )
@@ -31,19 +31,6 @@ def check_data(card: ModelCard, manifest: Manifest, url: str, split: str) -> Non
     num_frames = card.train_config().data.num_frames
     if manifest.media == "image" and num_frames > 1:
         raise UserError(f"--data: {url} holds images, and {model.name} was trained on clips of {num_frames} frames")
-
-
-def first_difference(ours: list[str], theirs: list[str]) -> str:
-    """Say in words where the model's class list and the data set's part; empty when they do not."""
-    if ours == theirs:
-        return ""
-    counts = f"{len(theirs)} classes there, {len(ours)} in the model"
-    for label, (our, their) in enumerate(zip(ours, theirs, strict=False)):
-        if our != their:
-            return f"{counts}; label id {label} is {their!r} there and {our!r} in the model"
-    label = min(len(ours), len(theirs))
-    extra = f"{theirs[label]!r} only there" if len(theirs) > label else f"{ours[label]!r} only in the model"
-    return f"{counts}; label id {label} is {extra}"
 
 
 @dataclass

@@ -129,6 +129,25 @@ def classes_digest(classes: Sequence[str]) -> str:
     return _digest(json.dumps(list(classes), ensure_ascii=False).encode())
 
 
+def class_difference(ours: Sequence[str], theirs: Sequence[str], we: str) -> str:
+    """Say in words where two class lists part, label id by label id; empty when they do not.
+
+    Args:
+        ours: The list that is held to be right.
+        theirs: A data set's.
+        we: Where ours is, as in "in the model".
+    """
+    if list(ours) == list(theirs):
+        return ""
+    counts = f"{len(theirs)} classes there, {len(ours)} {we}"
+    for label, (our, their) in enumerate(zip(ours, theirs, strict=False)):
+        if our != their:
+            return f"{counts}; label id {label} is {their!r} there and {our!r} {we}"
+    label = min(len(ours), len(theirs))
+    extra = f"{theirs[label]!r} only there" if len(theirs) > label else f"{ours[label]!r} only {we}"
+    return f"{counts}; label id {label} is {extra}"
+
+
 def dataset_digest(splits: Mapping[str, SplitInfo]) -> str:
     """Identify a data set's content: a hash over the shards' hashes, splits by name, shards in order."""
     lines = [f"{name}/{shard.name} {shard.sha256}\n" for name in sorted(splits) for shard in splits[name].shards]

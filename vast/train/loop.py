@@ -14,7 +14,7 @@ from vast.data.loader import EvalLoader, TrainLoader
 from vast.data.order import steps_per_epoch
 from vast.data.protocols import resolve_protocol
 from vast.data.reader import TrainBatch
-from vast.dataset_format import Manifest, read_manifest
+from vast.dataset_format import Manifest, class_difference, read_manifest
 from vast.errors import UserError
 from vast.models.inflate import start_from
 from vast.models.variants import create_model
@@ -280,11 +280,5 @@ def _only_rank_0_writes(folder: Path) -> None:
 
 def check_same_classes(train: Manifest, evaluation: Manifest, eval_url: str) -> None:
     """Refuse an evaluation set whose label ids mean other classes than the training set's."""
-    if train.classes == evaluation.classes:
-        return
-    pairs = zip(train.classes, evaluation.classes, strict=False)
-    first = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(train.classes), len(evaluation.classes)))
-    raise UserError(
-        f"data.eval_url: the class list at {eval_url} is not the training set's: {len(evaluation.classes)} classes "
-        f"against {len(train.classes)}, first difference at label id {first}"
-    )
+    if difference := class_difference(train.classes, evaluation.classes, "in the training set"):
+        raise UserError(f"data.eval_url: the class list of {eval_url} is not the training set's: {difference}")

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from mlflow import MlflowClient
 
 from pipelines import eval_ranks, evaluate, tracking
-from pipelines.eval_checks import first_difference
 from pipelines.eval_parts import EvalJob, join_parts, part_key
 from pipelines.evaluate import EvaluateRequest
 from pipelines.find_model import find_model
@@ -232,12 +231,6 @@ def test_other_classes_are_refused_with_the_first_difference(ssv2_shards, tmp_pa
     model = make_model(tmp_path / "model", ssv2_shards, classes=swapped)
     with pytest.raises(UserError, match=f"label id 2 is {classes[2]!r} there and {classes[3]!r} in the model"):
         run(model, ssv2_shards)
-
-
-def test_the_first_difference_of_class_lists_in_words():
-    assert first_difference(["a", "b"], ["a", "b"]) == ""
-    assert first_difference(["a"], ["a", "b"]).endswith("1 in the model; label id 1 is 'b' only there")
-    assert first_difference(["a", "b"], ["a"]).endswith("2 in the model; label id 1 is 'b' only in the model")
 
 
 def changed(url, folder, change):

@@ -1,8 +1,10 @@
 import json
+import shutil
 
 import pytest
 import torch
 
+from vast.dataset_format import classes_digest, read_manifest, write_manifest
 from vast.errors import UserError
 from vast.train.checkpoint import CARD, STATE, read_card, read_weights
 from vast.train.job import Place
@@ -194,3 +196,18 @@ def test_a_checkpoint_of_another_model_is_refused(tiny_config, recorder):
     run = Run(tiny_config(model={"name": "vast_micro", "output_projection": False}), Place(), log, log)
     with pytest.raises(UserError, match="does not fit this run's model"):
         run.state.load(log.folder / "step-3")
+
+
+def test_an_evaluation_set_of_other_classes_is_refused_with_the_first_difference(tiny_config, ssv2_shards, tmp_path):
+    shutil.copytree(ssv2_shards, tmp_path / "other")
+    manifest = read_manifest(ssv2_shards)
+    classes = [*manifest.classes[:1], "something else", *manifest.classes[2:]]
+    write_manifest(
+        str(tmp_path / "other"),
+        manifest.model_copy(update={"classes": classes, "classes_digest": classes_digest(classes)}),
+    )
+    data = {**tiny_config().model_dump()["data"], "eval_url": str(tmp_path / "other")}
+    with pytest.raises(
+        UserError, match=r"data\.eval_url: .*label id 1 is 'something else' there and '.+' in the training"
+    ):
+        Run(tiny_config(data=data), Place(), None, None)

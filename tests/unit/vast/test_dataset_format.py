@@ -8,6 +8,7 @@ from vast.dataset_format import (
     Manifest,
     ShardInfo,
     SplitInfo,
+    class_difference,
     classes_digest,
     dataset_digest,
     read_manifest,
@@ -138,3 +139,10 @@ def test_a_manifest_whose_checksum_does_not_fit_is_refused(tmp_path: Path) -> No
     path.write_text(path.read_text().replace('"k400"', '"k401"'))
     with pytest.raises(UserError, match="its checksum does not belong to the rest"):
         read_manifest(str(tmp_path))
+
+
+def test_the_first_difference_of_class_lists_in_words() -> None:
+    assert class_difference(["a", "b"], ["a", "b"], "here") == ""
+    assert class_difference(["a", "b"], ["a", "c"], "here").endswith("label id 1 is 'c' there and 'b' here")
+    assert class_difference(["a"], ["a", "b"], "here").endswith("1 here; label id 1 is 'b' only there")
+    assert class_difference(["a", "b"], ["a"], "here").endswith("2 here; label id 1 is 'b' only here")
