@@ -443,7 +443,7 @@ def _train(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _search(args: argparse.Namespace, terminal: Terminal) -> None:
-    from pipelines.search import resolve_search, run_search, trial_rows
+    from pipelines.search.campaign import resolve_search, run_search, trial_rows
 
     resolve_search(args.recipe, args.overrides)
     from pipelines.launch import connect

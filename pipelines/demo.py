@@ -14,7 +14,7 @@ from pipelines.config import resolve
 from pipelines.datasets import failures_by_reason, synth
 from pipelines.launch import Finished, connect, train
 from pipelines.ranks import Ranks
-from pipelines.search import Campaign, run_search
+from pipelines.search.campaign import Campaign, run_search
 from pipelines.shard import ShardRequest, shard
 from pipelines.terminal import Terminal
 from preprocessing.synth import CLASSES_FILE

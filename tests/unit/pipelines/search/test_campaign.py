@@ -1,6 +1,6 @@
 import pytest
 
-from pipelines.search import resolve_search
+from pipelines.search.campaign import resolve_search
 from vast.errors import UserError
 
 OVERRIDES = ["optim.global_batch=8"]

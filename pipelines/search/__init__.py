@@ -1,0 +1,1 @@
+"""`vast search`: campaigns of trials over a recipe's settings."""
