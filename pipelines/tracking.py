@@ -82,6 +82,29 @@ def create_run(
     return RunRef(uri, run.info.run_id)
 
 
+def find_child(parent: RunRef, tags: Mapping[str, str]) -> RunRef | None:
+    """The first child of `parent` that has all these tags, or None."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(parent.tracking_uri)
+    experiment_id = client.get_run(parent.run_id).info.experiment_id
+    return _find(client, parent.tracking_uri, experiment_id, {**tags, PARENT_TAG: parent.run_id})
+
+
+def find_run(uri: str, tags: Mapping[str, str]) -> RunRef | None:
+    """The first run of this process's experiment that has all these tags, or None."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    return _find(client, uri, _experiment(client, uri, os.environ.get("MLFLOW_EXPERIMENT_NAME", "vast")), tags)
+
+
+def _find(client: Any, uri: str, experiment_id: str, tags: Mapping[str, str]) -> RunRef | None:
+    words = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+    found = client.search_runs([experiment_id], words, max_results=1, order_by=["attributes.start_time"])
+    return RunRef(uri, found[0].info.run_id) if found else None
+
+
 def log_dataset(run: RunRef, name: str, url: str, digest: str, context: str) -> None:
     """Link a data set to a run; MLflow shows name and digest beside it."""
     from mlflow import MlflowClient
@@ -138,6 +161,18 @@ def ending(run: RunRef) -> Iterator[None]:
 
         with contextlib.suppress(MlflowException):  # the work is done; its bookkeeping must not undo it
             MlflowClient(run.tracking_uri).set_terminated(run.run_id, status)
+
+
+def end_run(run: RunRef, status: str, tags: Mapping[str, str]) -> None:
+    """End a run from outside, with last tags; a server that is away costs the status, not the work."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    client = MlflowClient(run.tracking_uri)
+    with contextlib.suppress(MlflowException):
+        for name, value in tags.items():
+            client.set_tag(run.run_id, name, value)
+        client.set_terminated(run.run_id, status)
 
 
 def reopen(run: RunRef) -> bool:
