@@ -32,6 +32,7 @@ from pipelines.search.record import (
     write_json,
 )
 from pipelines.search.rules import StoppingRule, Takeover, replay
+from pipelines.search.runs import create_campaign_run, end_trial_run
 from pipelines.stopping import Interrupted, StopSignals
 from pipelines.terminal import Bar, Terminal
 from pipelines.tracking import MlflowTracker
@@ -96,11 +97,7 @@ def _begin(url: str, base: TrainConfig, search: SearchConfig) -> CampaignRecord:
     except ObjectMissing:
         record = None
     if record is None:
-        uri = tracking.tracking_uri()
-        params = {**base.flat(), **{f"search.{key}": value for key, value in search.model_dump().items()}}
-        tags = {"run.kind": "search", "run.url": url}
-        # of a process that was killed before it could note what it had created
-        run = tracking.find_run(uri, tags) or tracking.create_run(uri, url.rpartition("/")[2], params=params, tags=tags)
+        run = create_campaign_run(url, base, search)
         record = CampaignRecord(url, base.name, {}, base.model_dump(mode="json"), _steps(base), run)
     # budgets may differ from those it began with
     record = replace(record, search=search.model_dump(mode="json"))
@@ -178,7 +175,7 @@ class _Driver:
         self._note_time()
         for trial in self.trials.values():
             if trial.state == "running":  # a limit or a signal ended it; going on opens its run again
-                self._end_tracking(trial)
+                end_trial_run(self.record, trial)
         if self.tracker is not None:
             self.tracker.close()
 
@@ -277,7 +274,7 @@ class _Driver:
                 self._end(trial, "failed", f"after {search.max_failures} new starts: {last}")
                 self.terminal.warn(f"trial {trial} was given up: {self.trials[trial].error}")
             if self.trials[trial].state != "running":
-                self._end_tracking(self.trials[trial])
+                end_trial_run(self.record, self.trials[trial])
         storage["storage_filesystem"].delete_dir(storage["storage_path"])
 
     def goes_on(self, trial: str) -> bool:
@@ -311,13 +308,7 @@ class _Driver:
         from pipelines.search.trial import write_ended
 
         patiently(partial(write_ended, self.record.url, trial, state, error))
-        self._end_tracking(self._learn(trial))
-
-    def _end_tracking(self, trial: TrialRecord) -> None:
-        """Close the MLflow run of a trial, which was ended from outside and cannot do so itself."""
-        if trial.tracking is not None:
-            status = {"failed": "FAILED", "running": "KILLED"}.get(trial.state, "FINISHED")
-            tracking.end_run(trial.tracking, status, {"stopped_early": str(trial.state == "stopped").lower()})
+        end_trial_run(self.record, self._learn(trial))
 
     def _worth(self, figures: Mapping[str, float]) -> float:
         value = figures[self.search.metric]

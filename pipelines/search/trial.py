@@ -23,6 +23,7 @@ import torch.distributed
 from ray import tune
 
 from pipelines import tracking
+from pipelines.history import HistoryKeeper
 from pipelines.network import VARIABLE, interface_of
 from pipelines.ray_storage import patiently, storage_for
 from pipelines.search.config import SearchConfig, trial_config
@@ -40,6 +41,7 @@ from pipelines.search.record import (
     write_progress,
 )
 from pipelines.search.rules import Takeover
+from pipelines.search.runs import create_trial_run
 from pipelines.search.space import Point, active, base_point, grid, random_point
 from pipelines.tracking import MlflowTracker, RunRef
 from pipelines.uploads import TornCheckpointError, get_checkpoint, put_checkpoint
@@ -119,15 +121,18 @@ class _Trial:
         if self.leg.until_epoch < self.base.optim.epochs and self._epoch >= self.leg.until_epoch:
             return  # an earlier process came as far
         config = trial_config(self.base, self.record.changes, f"{self.campaign.name}-{self.record.id}")
-        tracker = MlflowTracker(self._tracking_run(config))
+        tracking_run = self._tracking_run(config)
+        tracker = MlflowTracker(tracking_run) if tracking_run else None
+        self.history = HistoryKeeper(trial_url(self.leg.campaign_url, self.record.id), tracker or NoTracker())
         peers = _Peers(self.search, config, self.record.checkpoint, self.leg.until_epoch)
         observer = _Rank0(self, tracker)
-        run = Run(config, peers.place, tracker, observer)
+        run = Run(config, peers.place, self.history, observer)
         try:
             with last_checkpoint(self.record.checkpoint) as folder:
                 outcome = run.fit(folder)
         finally:
-            tracker.close()
+            if tracker is not None:
+                tracker.close()
         peers.wait()
         if outcome.step >= run.total_steps:
             self._finish(run, outcome)
@@ -156,20 +161,15 @@ class _Trial:
     def _write(self) -> None:
         patiently(lambda: write_progress(self.leg.campaign_url, self.record))
 
-    def _tracking_run(self, config: TrainConfig) -> RunRef:
+    def _tracking_run(self, config: TrainConfig) -> RunRef | None:
+        """The trial's MLflow run; None where the server is away, which is no reason not to train."""
         known = self.record.tracking
-        if known is not None and tracking.reopen(known):
-            return known
-        parent = self.campaign.tracking
-        url = trial_url(self.leg.campaign_url, self.record.id)
-        # of a process that was killed before it could note what it had created
-        run = tracking.find_child(parent, {"run.url": url}) or tracking.create_run(
-            parent.tracking_uri,
-            f"trial-{self.record.id}",
-            params=config.flat(),
-            tags={"run.kind": "trial", "run.url": url, "search.metric": self.search.metric, "trial": self.record.id},
-            parent=parent.run_id,
-        )
+        try:
+            if known is not None and tracking.reopen(known):
+                return known
+            run = create_trial_run(self.campaign, self.record.id, config)
+        except UserError:
+            return None
         self.record = replace(self.record, tracking=run)
         self._write()
         return run
@@ -180,6 +180,7 @@ class _Trial:
         with tempfile.TemporaryDirectory(prefix="vast-checkpoint-") as scratch:
             folder = Path(scratch) / "checkpoint"
             write(folder)
+            patiently(lambda: self.history.write(step))
             patiently(lambda: put_checkpoint(url, folder))
         reports = self.record.reports
         if report is not None:
@@ -287,7 +288,7 @@ class _Rank:
 class _Rank0(_Rank):
     """Keeps the state and tells Ray Tune, which may end this process inside the call."""
 
-    def __init__(self, trial: _Trial, tracker: MlflowTracker) -> None:
+    def __init__(self, trial: _Trial, tracker: MlflowTracker | None) -> None:
         super().__init__(trial.leg.until_epoch)
         self.trial, self.tracker = trial, tracker
         self.pending: EvalReport | None = None
@@ -302,7 +303,8 @@ class _Rank0(_Rank):
         report, self.pending = self.pending, None
         self.trial.keep(step, write, report)
         if report is not None:
-            self.tracker.flush()
+            if self.tracker is not None:
+                self.tracker.flush()
             tune.report({"trial": self.trial.record.id, "epoch": report.epoch, **report.figures})
 
 
