@@ -21,6 +21,8 @@ class Axis:
     log: bool = False
     choices: tuple[str, ...] = ()
     """Of a setting that is chosen from a list: its values, evenly spaced; empty for numbers."""
+    whole: bool = False
+    """Whether there is nothing between two whole numbers."""
 
     @classmethod
     def of_setting(cls, path: str, plain: dict[str, Any], drawn: Sequence[Any]) -> Self:
@@ -42,7 +44,7 @@ class Axis:
         if low == high:
             margin = abs(low) * 0.1 or 1.0
             low, high = low - margin, high + margin
-        return cls(name, low, high, log and low > 0)
+        return cls(name, low, high, log and low > 0, whole=all(float(value).is_integer() for value in known))
 
     def place(self, value: Any) -> float:
         """Between 0, the low end, and 1."""
@@ -64,7 +66,8 @@ class Axis:
 
     def _round_values(self, count: int) -> list[float]:
         if not self.log:
-            return list(MaxNLocator(nbins=count, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high))
+            steps = [1, 2, 5, 10] if self.whole else [1, 2, 2.5, 5, 10]
+            return list(MaxNLocator(nbins=count, steps=steps, integer=self.whole).tick_values(self.low, self.high))
         for digits in ((1.0,), (1.0, 3.0), (1.0, 2.0, 5.0)):
             values = list(LogLocator(subs=digits, numticks=40).tick_values(self.low, self.high))
             if len(self._inside(values)) >= 3:
