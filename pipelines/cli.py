@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_search(commands)
     _add_evaluate(commands)
     _add_export(commands)
+    _add_report(commands)
     _add_ui(commands)
     return parser
 
@@ -277,6 +278,13 @@ def _add_export(commands) -> None:  # type: ignore[no-untyped-def]
     export.add_argument("--format", choices=["pt2", "onnx"], required=True, help="torch.export's archive, or ONNX")
     export.add_argument("--out", default="", metavar="FILE", help="path or URL (default: named after the recipe, here)")
     export.set_defaults(run=_export)
+
+
+def _add_report(commands) -> None:  # type: ignore[no-untyped-def]
+    report = commands.add_parser("report", help="the story of a run, an evaluation or a campaign as one web page")
+    report.add_argument("what", metavar="RUN|CAMPAIGN", help="URL of its folder, or the id of its MLflow run")
+    report.add_argument("--out", default="report.html", metavar="FILE", help="(default: report.html)")
+    report.set_defaults(run=_report)
 
 
 def _add_ui(commands) -> None:  # type: ignore[no-untyped-def]
@@ -500,6 +508,14 @@ def _export(args: argparse.Namespace, terminal: Terminal) -> None:
     terminal.say(f"{done.url}: {done.size_bytes / 1e6:.1f} MB")
     batches = " and ".join(map(str, CHECKED_BATCHES))
     terminal.say(f"loaded again and run on {batches} clips: logits within {done.difference:.1e} of the model's")
+
+
+def _report(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.report.write import write_report
+
+    out = Path(args.out)
+    kind = write_report(args.what, out)
+    terminal.say(f"{out}: the story of this {kind}, {out.stat().st_size / 1e3:.0f} kB, needs nothing else")
 
 
 def _ui(args: argparse.Namespace, terminal: Terminal) -> None:

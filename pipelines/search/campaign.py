@@ -21,6 +21,7 @@ from pipelines.config import absolute
 from pipelines.launch import connect
 from pipelines.ray_storage import patiently
 from pipelines.search.config import SearchConfig, resolve_search
+from pipelines.search.pictures import campaign_pictures
 from pipelines.search.record import (
     CAMPAIGN,
     SPENT,
@@ -372,6 +373,7 @@ def _publish(campaign: Campaign, terminal: Terminal) -> None:
             table = csv.writer(file)
             table.writerow(["trial", record.metric, "epochs", "state", "settings"])
             table.writerows(trial_rows(record))
+        campaign_pictures(record, folder)
         problem = tracking.log_files(record.tracking, folder)
     if problem:
         terminal.warn(problem)

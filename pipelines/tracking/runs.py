@@ -127,6 +127,20 @@ def tags(run: RunRef) -> dict[str, str] | None:
 
 
 def _unusable(uri: str, error: Exception) -> UserError:
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+    code = getattr(error, "error_code", "")
+    if code == "UNAUTHENTICATED":
+        return UserError(
+            f"MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD: the tracking server at {uri} "
+            + (f"does not know user {user!r} with this password" if user else "lets nobody in without a password")
+            + "; set both on every machine of the run"
+        )
+    if code == "PERMISSION_DENIED":
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "vast")
+        return UserError(
+            f"MLFLOW_TRACKING_USERNAME: user {user!r} may not write into experiment {experiment!r} of the tracking "
+            f"server at {uri}; ask its administrator, or set MLFLOW_EXPERIMENT_NAME to one that this user may write"
+        )
     return UserError(
         f"MLFLOW_TRACKING_URI: the tracking server at {uri} cannot be used: {error}; start it, correct the address "
         "or unset the variable to track into a local file"

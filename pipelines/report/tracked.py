@@ -1,0 +1,123 @@
+"""What MLflow knows of a run, read for a report: the only module of the report that speaks to MLflow."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from pipelines.tracking import RunRef
+from vast.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """A run as MLflow shows it."""
+
+    ref: RunRef
+    name: str
+    status: str
+    """RUNNING, FINISHED, FAILED or KILLED."""
+    start_s: float
+    """Seconds since 1970."""
+    end_s: float | None
+    """None while it runs."""
+    params: dict[str, str]
+    tags: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Everything that was logged of a run."""
+
+    series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    """Name -> (step, value) in the order of steps, the last value of each step."""
+    repeated: int = 0
+    """Logs of the training loss at steps that had been logged before: work made again after a restart."""
+
+    def last(self, name: str) -> float | None:
+        """The value at the last step, or None."""
+        points = self.series.get(name)
+        return points[-1][1] if points else None
+
+    def mean(self, name: str) -> float | None:
+        """The mean over all steps, or None."""
+        points = self.series.get(name)
+        return sum(value for _, value in points) / len(points) if points else None
+
+
+def tracked_run(ref: RunRef) -> Tracked:
+    """The run.
+
+    Raises:
+        UserError: MLflow does not answer, refuses, or has no such run.
+    """
+    from mlflow import MlflowClient
+
+    run = _ask(ref, lambda: MlflowClient(ref.tracking_uri).get_run(ref.run_id))
+    end_ms = run.info.end_time
+    return Tracked(
+        ref,
+        run.info.run_name or ref.run_id,
+        run.info.status,
+        run.info.start_time / 1e3,
+        end_ms / 1e3 if end_ms else None,
+        dict(run.data.params),
+        dict(run.data.tags),
+    )
+
+
+def figures(ref: RunRef) -> Figures:
+    """The history of every figure.
+
+    Raises:
+        UserError: MLflow does not answer, refuses, or has no such run.
+    """
+    from mlflow import MlflowClient
+
+    def read() -> Figures:
+        client = MlflowClient(ref.tracking_uri)
+        series: dict[str, list[tuple[int, float]]] = {}
+        repeated = 0
+        for name in client.get_run(ref.run_id).data.metrics:
+            points = sorted(client.get_metric_history(ref.run_id, name), key=lambda point: point.timestamp)
+            by_step = {point.step: point.value for point in points}  # the last value of a step is the one that holds
+            series[name] = sorted(by_step.items())
+            if name == "train/loss":
+                repeated = len(points) - len(by_step)
+        return Figures(series, repeated)
+
+    return _ask(ref, read)
+
+
+def evaluations_of(ref: RunRef) -> list[str]:
+    """URLs of the results of `vast evaluate` on the run's model, the newest first.
+
+    Raises:
+        UserError: MLflow does not answer, refuses, or has no such run.
+    """
+    from mlflow import MlflowClient
+
+    def read() -> list[str]:
+        client = MlflowClient(ref.tracking_uri)
+        experiment = client.get_run(ref.run_id).info.experiment_id
+        found = client.search_runs(
+            [experiment], f"tags.`training.run_id` = '{ref.run_id}'", order_by=["attributes.start_time DESC"]
+        )
+        return [run.data.tags["results.url"] for run in found if "results.url" in run.data.tags]
+
+    return _ask(ref, read)
+
+
+def _ask(ref: RunRef, question: Callable[[], T]) -> T:
+    from mlflow.exceptions import MlflowException
+
+    path = Path(ref.tracking_uri.removeprefix("sqlite:///"))
+    if ref.tracking_uri.startswith("sqlite:///") and not path.is_file():  # MLflow would make a new one
+        raise UserError(f"MLflow: there is no tracking database at {ref.tracking_uri} any more")
+    try:
+        return question()
+    except MlflowException as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise UserError(f"MLflow: run {ref.run_id} cannot be read from {ref.tracking_uri}: {first}") from error
