@@ -90,6 +90,8 @@ def build_parser() -> argparse.ArgumentParser:
         _add_train(commands, name, what)
     _add_search(commands)
     _add_evaluate(commands)
+    _add_register(commands)
+    _add_predict(commands)
     _add_export(commands)
     _add_report(commands)
     _add_ui(commands)
@@ -270,6 +272,52 @@ def _add_evaluate(commands) -> None:  # type: ignore[no-untyped-def]
     evaluate.add_argument("--save-probabilities", action="store_true", help="keep those of all classes, not of five")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of the story")
     evaluate.set_defaults(run=_evaluate)
+
+
+def _add_register(commands) -> None:  # type: ignore[no-untyped-def]
+    register = commands.add_parser("register", help="a trained model as a version in MLflow's registry, to be served")
+    register.add_argument("model", metavar="MODEL", help="URL of a run or checkpoint, or an MLflow run id")
+    register.add_argument("--name", default="", help="of the registered model (default: the recipe's)")
+    register.add_argument(
+        "--evaluation",
+        default="",
+        metavar="URL|RUN",
+        help="of this model, for the champion (default: the latest tracked)",
+    )
+    register.add_argument(
+        "--protocol", default="", metavar="NAME", help="views that it takes of a video (default: the recipe's)"
+    )
+    register.set_defaults(run=_register)
+
+
+def _add_predict(commands) -> None:  # type: ignore[no-untyped-def]
+    predict = commands.add_parser("predict", help="what a trained model sees in videos, or in a split of a data set")
+    predict.add_argument("model", metavar="MODEL", help="URL of a run or checkpoint, an MLflow run id, or models:/NAME")
+    predict.add_argument("videos", metavar="VIDEO", nargs="*", help="files, folders, or s3:// objects and prefixes")
+    predict.add_argument(
+        "--protocol", default="", metavar="NAME", help="views of a video, as 4x3 (default: the recipe's)"
+    )
+    predict.add_argument(
+        "--top", type=_positive, default=5, metavar="N", help="classes told of each video (default: 5)"
+    )
+    predict.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+    predict.add_argument(
+        "--picture", default="", metavar="FILE.png", help="frames and bars, or the timeline of windows"
+    )
+    predict.add_argument(
+        "--window", type=float, default=0.0, metavar="S", help="cut each video into windows of S seconds"
+    )
+    predict.add_argument(
+        "--hop", type=float, default=0.0, metavar="S", help="from window to window (default: --window)"
+    )
+    predict.add_argument(
+        "--data", default="", metavar="URL", help="predict a split of a data set instead, labels or not"
+    )
+    predict.add_argument("--split", default="", help="with --data (default: the recipe's eval_split)")
+    predict.add_argument(
+        "--out", default="", metavar="FILE.parquet", help="with --data: path or URL of the predictions"
+    )
+    predict.set_defaults(run=_predict)
 
 
 def _add_export(commands) -> None:  # type: ignore[no-untyped-def]
@@ -499,6 +547,39 @@ def _evaluate(args: argparse.Namespace, terminal: Terminal) -> None:
     done.report.show(terminal)
     terminal.say(f"results  {done.out}")
     terminal.say(f"MLflow run {done.tracking.run_id} in {done.tracking.tracking_uri}")
+
+
+def _register(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.registry.register import CHAMPION, register
+
+    done = register(args.model, args.name, args.evaluation, args.protocol)
+    known = "" if done.is_new else ", which has these weights already"
+    terminal.say(f"models:/{done.name}/{done.version}{known}")
+    terminal.say(f"{'champion' if done.is_champion else 'not champion'}: {done.why}")
+    if done.is_champion:
+        terminal.say(f"serve it: mlflow models serve -m models:/{done.name}@{CHAMPION} --env-manager local")
+
+
+def _predict(args: argparse.Namespace, terminal: Terminal) -> int:
+    from pipelines.predict.command import PredictRequest, predict_dataset, predict_videos
+
+    request = PredictRequest(
+        model=args.model,
+        videos=args.videos,
+        protocol=args.protocol,
+        top=args.top,
+        picture=args.picture,
+        window_s=args.window,
+        hop_s=args.hop,
+        data=args.data,
+        split=args.split,
+        out=args.out,
+    )
+    if bool(args.data) == bool(args.videos):
+        raise UserError("give videos, or a data set with --data" + (", not both" if args.data else ""))
+    if args.data:
+        return EXIT_FAILED if predict_dataset(request, terminal) else 0
+    return EXIT_FAILED if predict_videos(request, terminal, as_json=args.json) else 0
 
 
 def _export(args: argparse.Namespace, terminal: Terminal) -> None:

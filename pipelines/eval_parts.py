@@ -7,7 +7,7 @@ any part, an interrupted evaluation continues with the parts that are missing, a
     sample         int64          place in the split's sample index
     key            string         of the sample in the shards
     label          int32          true class
-    rank           int32          classes that the model puts before the true one; null where there is no score
+    rank           int32          classes that the model puts before the true one; null without a score or a label
     top_ids        list<int32>    the five best classes, best first; empty where there is no score
     top_probs      list<float32>  their probabilities
     error          string         why a sample could not be read; null where it was
@@ -127,7 +127,7 @@ def _table(job: EvalJob, dataset: ShardDataset, part: range, scored: Sequence[Sc
         n = where.get(sample)
         if n is not None and predictions.rank_N[n] != NO_RANK:
             kept = predictions.top_NJ[n] >= 0
-            line["rank"] = int(predictions.rank_N[n])
+            line["rank"] = int(predictions.rank_N[n]) if row.label >= 0 else None
             line |= {"top_ids": predictions.top_NJ[n][kept], "top_probs": predictions.prob_NJ[n][kept]}
         lines.append(line)
     return pa.Table.from_pylist(lines, schema=_schema(dataset.classes, job.save_probabilities))

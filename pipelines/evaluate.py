@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
@@ -34,7 +33,7 @@ from vast.errors import ObjectMissing, UserError
 from vast.models.vast import Vast
 from vast.sample_index import read_index
 from vast.storage import Store, join_url, open_store
-from vast.train.checkpoint import ModelCard, load_model
+from vast.train.checkpoint import ModelCard, load_model, weights_digest
 from vast.train.config import TrainConfig
 from vast.train.evaluate import MAX_CLIPS
 from vast.train.metrics import check_labelled
@@ -92,7 +91,7 @@ class _Subject:
         """Everything that the predictions depend on."""
         data = self.protocol.applied_to(self.config.data)
         return {
-            "weights_sha256": _weights_digest(self.model),
+            "weights_sha256": weights_digest(self.model),
             "dataset": self.manifest.digest,
             "split": self.job.split,
             "temporal_clips": self.protocol.views.temporal,
@@ -170,11 +169,6 @@ def _subject(request: EvaluateRequest) -> _Subject:
         save_probabilities=request.save_probabilities,
     )
     return _Subject(found, model, card, config, manifest, label_of_sample_M, protocol, job)
-
-
-def _weights_digest(model: torch.nn.Module) -> str:
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return hashlib.sha256(safetensors.torch.save(weights)).hexdigest()
 
 
 def _tell_leaks(found: LeakCheck, allowed: bool, terminal: Terminal) -> None:

@@ -2,6 +2,7 @@
 
 a URL or folder       of a checkpoint, of a published model, or of a run, whose model is in `model/`
 an MLflow run id      of the training run, or of an evaluation of its model; also as runs:/ID
+models:/NAME@ALIAS    of a registered model, or models:/NAME/VERSION
 """
 
 import json
@@ -16,6 +17,7 @@ from vast.errors import ObjectMissing, StoreError, UserError
 from vast.storage import join_url, open_store
 from vast.train.checkpoint import CARD
 
+_REGISTERED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")
 _RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
 
 
@@ -36,10 +38,7 @@ def find_model(text: str) -> FoundModel:
         UserError: There is none, with what was looked for, and where.
     """
     if text.startswith("models:/"):
-        raise UserError(
-            f"MODEL: {text}: models are not registered with MLflow yet; give the URL of a run or checkpoint, or the id "
-            "of the training run"
-        )
+        return _registered(text)
     match = _RUN_ID.fullmatch(text)
     if match is not None:
         return _of_run(RunRef(tracking.tracking_uri(), match[1]))
@@ -54,6 +53,30 @@ def place_of_model(url: str) -> str | None:
     """Return the folder of the model at `url`: that one, or `model/` in it; None where neither holds one."""
     places = (url, join_url(url, "model"))
     return next((place for place in places if open_store(place).exists(CARD)), None)
+
+
+def _registered(text: str) -> FoundModel:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking.tracking_uri()
+    match = _REGISTERED.fullmatch(text)
+    if match is None:
+        raise UserError(
+            f"MODEL: {text}: expected models:/NAME@ALIAS, as models:/ssv2@champion, or models:/NAME/VERSION"
+        )
+    name, alias, number = match.groups()
+    client = MlflowClient(uri, registry_uri=uri)
+    try:
+        version = client.get_model_version_by_alias(name, alias) if alias else client.get_model_version(name, number)
+    except MlflowException as error:
+        raise UserError(f"MODEL: {text}: not in the registry at {uri}: {error.message}") from error
+    url = version.tags.get("model.url", "")
+    if not url or not open_store(url).exists(CARD):
+        raise UserError(
+            f"MODEL: {text}: version {version.version} was made of {url or 'unknown weights'}, which are gone"
+        )
+    return FoundModel(url, _training_run(url))
 
 
 def _of_run(run: RunRef) -> FoundModel:

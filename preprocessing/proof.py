@@ -94,6 +94,31 @@ def prove(media: bytes, claim: Claim) -> Measured:
     )
 
 
+def measure(media: bytes) -> Measured | None:
+    """What the header of a clip says if it is one that needs no encoding to be read right; None of any other bytes.
+
+    It is an H.264 mp4 of one track without edit list or rotation whose frames follow each other at a constant rate, as
+    all clips of our shards are. Nothing is decoded.
+    """
+    try:
+        _check_boxes(media)
+        content = {kind: media[start:end] for kind, start, end in boxes(media)}
+        (rows,) = struct.unpack_from(">I", content[b"stts"], 4)
+        num_frames, ticks = struct.unpack_from(">II", content[b"stts"], 8)
+        version = content[b"mdhd"][0]
+        (ticks_a_second,) = struct.unpack_from(">I", content[b"mdhd"], 20 if version else 12)
+        kind = content[b"stsd"][12:16]
+        width, height = struct.unpack_from(">HH", content[b"stsd"], 40)
+    except (ClipError, KeyError, struct.error, IndexError):
+        return None
+    if rows != 1 or not num_frames or not ticks or not ticks_a_second or kind != b"avc1" or min(width, height) < 1:
+        return None
+    duration_s = Fraction(num_frames * ticks, ticks_a_second)
+    return Measured(
+        num_frames, round(float(duration_s), 6), round(float(num_frames / duration_s), 6), int(width), int(height)
+    )
+
+
 def boxes(media: bytes, start: int = 0, end: int | None = None) -> Iterator[tuple[bytes, int, int]]:
     """Walk an mp4's boxes, those inside others too: kind, first byte of the content, end.
 

@@ -81,6 +81,7 @@ def transcode(
     settings: TranscodeSettings,
     *,
     span: tuple[int, int] | None = None,
+    part: Part | None = None,
     scratch: Path | None = None,
     time_limit_s: float = TIME_LIMIT_S,
 ) -> Clip:
@@ -93,6 +94,7 @@ def transcode(
         settings: How to encode.
         span: First and last second of the annotated clip in its original video. A file that reaches beyond the last and
             is longer than a trimmed clip (1.5 times the span and 5 s) is cut to the span, any other taken whole.
+        part: The part of the file to encode, whatever it is a part of; not with a span.
         scratch: Folder for the output until it has been read; the system's when None.
         time_limit_s: Wall time after which a run of ffmpeg is ended; a video takes two, rarely three.
 
@@ -105,7 +107,7 @@ def transcode(
         tempfile.TemporaryDirectory(prefix="vast-clip-", dir=scratch) as folder,
     ):
         info = probe(descriptor, time_limit_s)
-        part = _choose_part(info, span)
+        part = part or _choose_part(info, span)
         run = _Run(descriptor, Path(folder, "clip.mp4"), settings, part, time_limit_s)
         encoded = _encode(run, info)
         if encoded.frames_out < encoded.frames_in / 2 and output_rate(info, settings) == info.rate:

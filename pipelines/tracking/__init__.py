@@ -7,7 +7,17 @@ mode loses the points. So figures go through a queue and a spool of ours.
 import os
 
 from pipelines.tracking.ending import end_run, ending, log_files
-from pipelines.tracking.runs import PARENT_TAG, RunRef, create_run, log_dataset, reopen, tags, tracking_uri
+from pipelines.tracking.runs import (
+    PARENT_TAG,
+    RunRef,
+    create_run,
+    is_run_id,
+    latest_tag,
+    log_dataset,
+    reopen,
+    tags,
+    tracking_uri,
+)
 from pipelines.tracking.sender import MlflowTracker, log_figures, send_spool
 from pipelines.tracking.source import source_tags
 from pipelines.tracking.ui import serve_ui
@@ -28,6 +38,8 @@ __all__ = [
     "create_run",
     "end_run",
     "ending",
+    "is_run_id",
+    "latest_tag",
     "log_dataset",
     "log_figures",
     "log_files",

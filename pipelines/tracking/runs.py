@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,6 +125,32 @@ def tags(run: RunRef) -> dict[str, str] | None:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
         raise _unusable(run.tracking_uri, error) from error
+
+
+def is_run_id(text: str) -> bool:
+    """Whether a text has the form of a run's id, as runs:/ID too."""
+    return re.fullmatch(r"(?:runs:/)?[0-9a-f]{32}", text) is not None
+
+
+def latest_tag(name: str, tags: Mapping[str, str]) -> str:
+    """A tag of the latest finished run of this process's experiment that has all these tags; empty where none has.
+
+    Raises:
+        UserError: the tracking server cannot be reached or refuses.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    uri = tracking_uri()
+    words = [*(f"tags.`{key}` = '{value}'" for key, value in tags.items()), "attributes.status = 'FINISHED'"]
+    try:
+        client = MlflowClient(uri)
+        experiment = _experiment(client, uri, os.environ.get("MLFLOW_EXPERIMENT_NAME", "vast"))
+        order = ["attributes.start_time DESC"]
+        found = client.search_runs([experiment], " and ".join(words), max_results=1, order_by=order)
+    except MlflowException as error:
+        raise _unusable(uri, error) from error
+    return str(found[0].data.tags.get(name, "")) if found else ""
 
 
 def _unusable(uri: str, error: Exception) -> UserError:

@@ -4,9 +4,10 @@ A job carries the index row of its sample, so a reader needs neither the index n
 job alike. Where readers run, and what becomes of those that crash or hang, is the business of vast.data.readers.
 """
 
+import contextlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -180,7 +181,8 @@ class TrainReader:
         config = self._config
         rngs = [sample_rng(self._seed, job.epoch, job.sample, copy) for copy in range(len(places))]
         begun = time.perf_counter()
-        frames_NCHW, copies = _decoded(self.source, job.row, data, [self._indices(job.row, rng) for rng in rngs])
+        with _named(self.source, job.row):
+            frames_NCHW, copies = _decoded(data, [self._indices(job.row, rng) for rng in rngs])
         decoded = time.perf_counter()
         labels: list[int] = []
         augment: list[AugmentParams] = []
@@ -225,40 +227,64 @@ class EvalReader:
 
     def fill(self, job: Job, data: bytes, places: Sequence[Tensor]) -> Filled:
         """See SampleReader; the decoder passes over the video once for all views."""
-        config, views = self._config, self._views
-        begun = time.perf_counter()
-        indices = [self._indices(job.row, view) for view in range(views.temporal)]
-        frames_NCHW, clips = _decoded(self.source, job.row, data, indices)
-        decoded = time.perf_counter()
         (clip_VTHWC,) = places
-        height, width = frames_NCHW.shape[-2:]
-        crop_NHWC = frames_NCHW.new_empty(len(frames_NCHW), config.crop_size, config.crop_size, 3)
-        for spatial in range(views.spatial):
-            box = view_box(height, width, config.crop_size, config.eval_short_side, spatial, views.spatial)
-            # Views overlap in time: each frame is resized once.
-            crop_resize(frames_NCHW, box, crop_NHWC)
-            for temporal, frames_T in enumerate(clips):
-                clip_VTHWC[temporal * views.spatial + spatial] = crop_NHWC[frames_T]
-        times = {"decode": decoded - begun, "crop": time.perf_counter() - decoded}
+        with _named(self.source, job.row):
+            times = cut_views(data, job.row.num_frames, job.row.video_fps, self._config, self._views, clip_VTHWC)
         return Filled((job.row.label,), times=times)
 
-    def _indices(self, row: SampleRow, view: int) -> NDArray[np.int64]:
-        config, num_views = self._config, self._views.temporal
-        if config.sampling == "uniform":
-            return uniform_test(row.num_frames, config.num_frames, view, num_views)
-        stride = config.source_stride(row.video_fps)
-        return dense_test(row.num_frames, config.num_frames, stride, view, num_views)
+
+def cut_views(
+    data: bytes, num_video_frames: int, video_fps: float, config: DataConfig, views: Views, clip_VTHWC: Tensor
+) -> dict[str, float]:
+    """Cut all views of a video into their places, decoding each frame once; returns the seconds: decode, crop.
+
+    Args:
+        data: The encoded clip, as shards hold them.
+        num_video_frames: Frames that it has.
+        video_fps: Its rate in frames a second; for dense sampling with a target rate.
+        config: How clips are drawn.
+        views: Which of them.
+        clip_VTHWC: uint8, temporal view by temporal view, each with its spatial crops in order.
+
+    Raises:
+        DecodeError: The bytes cannot be decoded.
+    """
+    begun = time.perf_counter()
+    indices = [_view_indices(num_video_frames, video_fps, config, views, view) for view in range(views.temporal)]
+    frames_NCHW, clips = _decoded(data, indices)
+    decoded = time.perf_counter()
+    height, width = frames_NCHW.shape[-2:]
+    crop_NHWC = frames_NCHW.new_empty(len(frames_NCHW), config.crop_size, config.crop_size, 3)
+    for spatial in range(views.spatial):
+        box = view_box(height, width, config.crop_size, config.eval_short_side, spatial, views.spatial)
+        # Views overlap in time: each frame is resized once.
+        crop_resize(frames_NCHW, box, crop_NHWC)
+        for temporal, frames_T in enumerate(clips):
+            clip_VTHWC[temporal * views.spatial + spatial] = crop_NHWC[frames_T]
+    return {"decode": decoded - begun, "crop": time.perf_counter() - decoded}
 
 
-def _decoded(
-    source: SampleSource, row: SampleRow, data: bytes, clips: Sequence[NDArray[np.int64]]
-) -> tuple[Tensor, list[Tensor]]:
-    """Decode the frames of several clips of one video in one pass; return them and which of them each clip takes."""
-    wanted, position = np.unique(np.concatenate(clips), return_inverse=True)
+def _view_indices(
+    num_video_frames: int, video_fps: float, config: DataConfig, views: Views, view: int
+) -> NDArray[np.int64]:
+    if config.sampling == "uniform":
+        return uniform_test(num_video_frames, config.num_frames, view, views.temporal)
+    return dense_test(num_video_frames, config.num_frames, config.source_stride(video_fps), view, views.temporal)
+
+
+@contextlib.contextmanager
+def _named(source: SampleSource, row: SampleRow) -> Iterator[None]:
+    """Say of which sample a decoding error speaks."""
     try:
-        frames_NCHW = decode_frames(data, wanted)
+        yield
     except DecodeError as error:
         raise DecodeError(f"{source.describe(row)}: {error}") from error
+
+
+def _decoded(data: bytes, clips: Sequence[NDArray[np.int64]]) -> tuple[Tensor, list[Tensor]]:
+    """Decode the frames of several clips of one video in one pass; return them and which of them each clip takes."""
+    wanted, position = np.unique(np.concatenate(clips), return_inverse=True)
+    frames_NCHW = decode_frames(data, wanted)
     ends = np.cumsum([len(indices) for indices in clips])[:-1]
     return frames_NCHW, [torch.from_numpy(part) for part in np.split(position, ends)]
 

@@ -8,6 +8,7 @@ train_state.pt      step, optimizer, loss scale, fault counts, and the weights t
 Equal states make equal files, byte for byte.
 """
 
+import hashlib
 import json
 import os
 import pickle
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
 from vast.errors import ObjectMissing, UserError
@@ -149,6 +150,11 @@ def _copied(tree: Any) -> Any:
     if isinstance(tree, Mapping):
         return {key: _copied(value) for key, value in tree.items()}
     return tree.detach().to("cpu", copy=True).contiguous() if isinstance(tree, Tensor) else tree
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's weights, in hexadecimal; it does not depend on the device."""
+    return hashlib.sha256(save(_copied(model.state_dict()))).hexdigest()
 
 
 def save_model(folder: Path, model: nn.Module, card: ModelCard) -> None:

@@ -1,0 +1,1 @@
+"""`vast register`: trained models as versions in MLflow's registry, the best one under the alias champion."""
