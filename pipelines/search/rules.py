@@ -34,15 +34,17 @@ class Asha:
     """Asynchronous successive halving (Li et al., arXiv 1810.05934), one bracket, in the form that stops trials.
 
     After `grace`, `grace * factor`, `grace * factor**2`, ... epochs a trial goes on if it is among the best 1/factor of
-    those that have come as far, itself included; the first one does. Of equals the earlier one is the better: early
-    accuracies are often all the same, and Ray Tune's ASHA, which lets equals pass, then stops nothing.
+    those that have come as far, itself included; the best one does. Ray Tune's ASHA asks that once, at the rung, so
+    whoever came first runs on whatever follows; here a trial is also stopped at a later evaluation, when better ones
+    have come to the rung behind it. Of equals the earlier one is the better: first accuracies are often all the same,
+    and Ray Tune's, which lets equals pass, then stops nothing.
     """
 
     max_epochs: int
     grace: int
     factor: int
     rungs: dict[int, dict[str, float]] = field(default_factory=dict)
-    """Epoch of the rung -> trial -> value."""
+    """Epoch of the rung -> trial -> value, in the order of their coming."""
 
     def __post_init__(self) -> None:
         epoch = self.grace
@@ -55,12 +57,10 @@ class Asha:
         reached = [rung for rung in self.rungs if rung <= epoch]
         if not reached or epoch >= self.max_epochs:
             return False
-        recorded = self.rungs[max(reached)]
-        if trial in recorded:
-            return False
-        better = sum(_or_worst(other) >= _or_worst(value) for other in recorded.values())
-        recorded[trial] = value
-        return better >= max(1, len(recorded) // self.factor)
+        came = self.rungs[max(reached)]
+        came.setdefault(trial, _or_worst(value))
+        order = sorted(came, key=lambda other: -came[other])  # stable: of equals the earlier one is first
+        return math.isnan(value) or order.index(trial) >= max(1, len(came) // self.factor)
 
 
 @dataclass
