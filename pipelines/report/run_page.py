@@ -68,7 +68,8 @@ def run_sections(run: RunFacts) -> list[Html]:
     parts = [_result(run), _curves(run), _time(run), _data(run)]
     if run.finished and run.card:
         confusion_KK = run.finished.score.confusion_KK
-        parts.append(class_section(ClassScores(run.card.classes, confusion_KK.sum(axis=1), confusion_KK)))
+        scores = ClassScores(run.card.classes, confusion_KK.sum(axis=1), confusion_KK)
+        parts.append(class_section(scores, of="of the samples that could be scored"))
     parts += [_evaluations(run), _trouble(run), _model(run), _use(run), _lineage(run)]
     if run.card:
         parts.append(settings_section(flat_settings(run.card.config)))
