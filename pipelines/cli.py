@@ -451,16 +451,22 @@ def _train(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _search(args: argparse.Namespace, terminal: Terminal) -> None:
-    from pipelines.search.campaign import resolve_search, run_search, trial_rows
-
-    resolve_search(args.recipe, args.overrides)
-    from pipelines.launch import connect
+    from pipelines.search.campaign import best_model_url, run_search, trial_rows
 
     terminal.say(f"library output goes to {terminal.log_path}")
-    connect(args.address)
-    campaign = run_search(args.recipe, args.overrides, terminal, output=args.output)
-    terminal.table("Trials, best first", ["trial", campaign.metric, "epochs", "settings"], trial_rows(campaign))
-    terminal.say(f"MLflow run {campaign.tracking.run_id} in {campaign.tracking.tracking_uri}")
+    campaign = run_search(args.recipe, args.overrides, terminal, output=args.output, address=args.address)
+    record = campaign.record
+    terminal.table("Trials, best first", ["trial", record.metric, "epochs", "state", "settings"], trial_rows(record))
+    terminal.say(
+        f"{record.steps_trained} updates, {100 * record.steps_trained / max(1, record.steps_to_the_end):.0f} % of what "
+        "all these trials would have made had each run to the end"
+    )
+    if campaign.budget_spent:
+        terminal.say(f"ended by {campaign.budget_spent}; the same command with more continues")
+    changes = " ".join(f"{path}={value}" for path, value in campaign.best.changes.items())
+    terminal.say(f"best trial {campaign.best.id}: {changes}")
+    terminal.say(f"its model: {best_model_url(record)}")
+    terminal.say(f"MLflow run {record.tracking.run_id} in {record.tracking.tracking_uri}")
 
 
 def _evaluate(args: argparse.Namespace, terminal: Terminal) -> None:

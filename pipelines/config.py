@@ -72,7 +72,11 @@ def _read(recipe: str, chain: tuple[str, ...]) -> Tree:
         return tree
     beside = path.parent / f"{base}.yaml"
     start = _read(str(beside) if base not in shipped and beside.is_file() else str(base), (*chain, recipe))
-    return merge(start, tree)
+    merged = merge(start, tree)
+    search = tree.get("search")
+    if isinstance(search, dict) and "space" in search:
+        merged["search"]["space"] = search["space"]  # another question, not more of the base's
+    return merged
 
 
 def merge(base: Tree, changes: Mapping[str, Any]) -> Tree:
@@ -176,6 +180,8 @@ def explain(detail: Any, model: type[BaseModel], prefix: str = "") -> str:
     if detail["type"] == "missing":
         return f"{path}: missing; every recipe must give it"
     message = detail["msg"].removeprefix("Value error, ")
+    if isinstance(detail["input"], dict):  # of a whole section, whose own words say what is wrong in it
+        return f"{path}: {message}"
     return f"{path}: got {detail['input']!r}; {message[0].lower()}{message[1:]}"
 
 

@@ -52,6 +52,7 @@ SETS = {
     "ssv2": DemoSet("ssv2", "ssv2", "labels", "20bn-something-something-v2"),
 }
 FULL = Scale({"kinetics": (320, 80), "ssv2": (640, 240)})
+SHORT_SEARCH = ("optim.epochs=2", "search.num_trials=4", "search.reduction_factor=2")
 QUICK = Scale({"kinetics": (32, 16), "ssv2": (32, 16)}, ("optim.epochs=2", "search.num_trials=2"))
 
 
@@ -92,12 +93,12 @@ def run_demo(out: Path, terminal: Terminal, scale: Scale = FULL) -> None:
     ablated = run("demo_finetune_ssv2", "ablation", *switched_off, *start)
 
     terminal.heading("6/6  A short search (Ray Tune, ASHA)")
-    campaign = run_search("demo_search", [*scale.overrides, *start], terminal, output=str(out / "runs"))
+    campaign = run_search("demo_search", [*SHORT_SEARCH, *start, *scale.overrides], terminal, output=str(out / "runs"))
 
     summary = _summary(manifests, pretrained, finetuned, ablated, campaign, time.monotonic() - begun)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     reasons: Counter[str] = sum((failures_by_reason(str(url)) for url in shards.values()), Counter())
-    _tell(summary, reasons, campaign.trials[0].settings, out, terminal)
+    _tell(summary, reasons, campaign.best.settings, out, terminal)
 
 
 def _raw(name: str, clips: tuple[int, int], folder: Path, terminal: Terminal) -> Path:
@@ -133,7 +134,7 @@ def _summary(
     seconds: float,
 ) -> dict[str, Any]:
     splits = [split for manifest in manifests.values() for split in manifest.splits.values()]
-    best = campaign.trials[0]
+    best, metric = campaign.best, campaign.record.metric
     return {
         "seconds_total": round(seconds, 1),
         "records": sum(split.records for split in splits),
@@ -143,9 +144,9 @@ def _summary(
         "finetune_top1": round(finetuned.score.top1, 2),
         "no_temporal_shift_top1": round(ablated.score.top1, 2),
         "best_trial": {
-            "name": best.name,
-            "top1": round(best.value, 2),
-            "epochs": best.epochs,
+            "name": best.id,
+            "top1": round(best.value(metric) or 0.0, 2),
+            "epochs": best.reports[-1].epoch,
             "settings": best.changes,
         },
         "tracking_uri": finetuned.tracking.tracking_uri,

@@ -3,6 +3,8 @@
 import contextlib
 import socket
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +27,7 @@ from vast.storage import join_url
 from vast.train.config import TrainConfig
 
 _POLL_S = 0.3
+_BOARD_TIMEOUT_S = 30.0
 
 
 class Raylet:
@@ -146,19 +149,11 @@ class Fit:
         with Raylet() as raylet, self.terminal.progress("training", None) as bar:
             while True:
                 alive = thread.is_alive()
-                if not raylet.lives():
-                    # Ray ends a driver, without a word, that sends something to a raylet that is gone; it does so by
-                    # itself once it hears that the node is dead. Until then there are some seconds to leave.
-                    ray.shutdown()
-                    raise SessionLost
-                try:
-                    if self.signals.signum and not told:
-                        told = True
-                        self.terminal.say("  asked to stop: the ranks finish the step and save; once more ends at once")
-                        board.stop.remote()
-                    entries = ray.get(board.take.remote(), timeout=30)
-                except ray.exceptions.RayError:
-                    entries = []  # the cluster is in trouble; fit() will say so
+                if self.signals.signum and not told:
+                    told = True
+                    self.terminal.say("  asked to stop: the ranks finish the step and save; once more ends at once")
+                    board.stop.remote()
+                entries = _answer(board.take.remote, raylet)
                 for entry in entries:
                     self._show_entry(entry, bar)
                 if not alive:
@@ -182,3 +177,30 @@ class Fit:
             self.terminal.warn(entry["text"])
         elif entry["kind"] == "evaluated":
             say(f"  epoch {entry['epoch']:>3}  step {entry['step']:>5}  top-1 {entry['top1']:.1f} %")
+
+
+def _answer(ask: Callable[[], Any], raylet: Raylet) -> list[dict[str, Any]]:
+    """What the board answers; nothing where the cluster is in trouble, which fit() will say.
+
+    Ray ends a driver, without a word, that sends something to a raylet that is gone; it does so by itself once it hears
+    that the node is dead. Until then there are some seconds to leave, so no wait here is long: a board that is still
+    being started answers only after a second or two, or never, when its raylet is killed meanwhile.
+
+    Raises:
+        SessionLost: the raylet is gone.
+    """
+    answer = None
+    deadline = time.monotonic() + _BOARD_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if not raylet.lives():
+            ray.shutdown()
+            raise SessionLost
+        try:
+            answer = answer or ask().future()
+            entries: list[dict[str, Any]] = answer.result(timeout=_POLL_S)
+            return entries
+        except ray.exceptions.RayError:
+            return []
+        except TimeoutError:
+            continue
+    return []

@@ -100,12 +100,17 @@ class Uploads:
                 )
             self._behind += 1
 
-    def store(self, url: str, folder: Path) -> None:
-        """Put one checkpoint; a store that fails is asked again until training ends, and then for `patience_s`."""
+    def store(self, url: str, folder: Path, before: Callable[[], None] | None = None) -> None:
+        """Put one checkpoint; a store that fails is asked again until training ends, and then for `patience_s`.
+
+        `before` stores what must be there when the checkpoint is, with the same patience.
+        """
         wait_s, failing_since = _FIRST_WAIT_S, 0.0
         last_chance = None
         while True:
             try:
+                if before is not None:
+                    before()
                 put_checkpoint(url, folder)
                 break
             except StoreError as error:

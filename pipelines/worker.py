@@ -22,6 +22,7 @@ import ray.train.torch
 import torch
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
+from pipelines.history import HistoryKeeper
 from pipelines.preemption import rank_is_told_to_go
 from pipelines.tracking import MlflowTracker, RunRef
 from pipelines.uploads import TornCheckpointError, Uploads, get_checkpoint
@@ -80,8 +81,9 @@ class NoTracker:
 class RayObserver:
     """Turns the loop's moments into Ray Train reports and progress entries."""
 
-    def __init__(self, rank: int, job: Job, config: TrainConfig) -> None:
+    def __init__(self, rank: int, job: Job, config: TrainConfig, history: HistoryKeeper | None) -> None:
         self.rank, self.board, self.run_url = rank, job.board, job.run_url
+        self.history = history  # rank 0's
         self.num_ranks = ray.train.get_context().get_world_size()
         self.uploads = Uploads(config.data.store_patience_s, self.noted)
         self.names: set[str] = set()
@@ -176,7 +178,8 @@ class RayObserver:
     def _upload(self, step: int, write: Callable[[Path], None], checkpoint: Any, name: str) -> Any:
         """Write and store one checkpoint, in Ray Train's upload thread."""
         write(Path(checkpoint.path))
-        self.uploads.store(join_url(self.run_url, name), Path(checkpoint.path))
+        history_too = partial(self.history.write, step) if self.history else None
+        self.uploads.store(join_url(self.run_url, name), Path(checkpoint.path), before=history_too)
         self._post(kind="stored", step=step)
         storage = ray.train.get_context().get_storage()
         path = storage.build_checkpoint_path_from_name(name)
@@ -219,11 +222,12 @@ def train_rank(arguments: dict[str, Job]) -> dict[str, Any]:
         logging.WARNING
     )  # Ray was told to log errors only; a silent store is to be heard
     config = TrainConfig.model_validate(job.config)
-    observer = RayObserver(rank, job, config)
     tracker = MlflowTracker(job.tracking) if rank == 0 else None
+    history = HistoryKeeper(job.run_url, tracker) if tracker else None
+    observer = RayObserver(rank, job, config, history)
     run: Run | None = None
     try:
-        run = Run(config, place, tracker or NoTracker(), observer)
+        run = Run(config, place, history or NoTracker(), observer)
         with observer.last_checkpoint() as folder:  # [2] this run's last committed checkpoint
             outcome = run.fit(folder)
         observer.uploads.end()  # Ray Train waits for them once this function has returned

@@ -1,258 +1,379 @@
-"""`vast search`: a Ray Tune campaign over dotted paths, stopped early by ASHA, its trials children of one MLflow run.
+"""`vast search`: a campaign of trials, placed by Ray Tune, that any later process can go on with.
 
-Trials are plain Tune functions that run the same loop as `vast pretrain` on one rank: measured, a nested Train run per
-trial costs about ten times the start-up, and its early stopping hangs without a dashboard.
+Everything that is known of a campaign is its record in the store (see record.py), and who goes on is a function of that
+record (see rules.py). So a driver that was killed is continued by the same command: no trial is lost or repeated, and
+none trains a step twice but those since its last state.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+import csv
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import Field, ValidationError, field_validator
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from pipelines import tracking
-from pipelines.config import Tree, absolute, explain, merge, nested, parse_overrides, read_recipe, validate
-from pipelines.terminal import Terminal
-from pipelines.tracking import MlflowTracker, RunRef
-from vast.errors import UserError
-from vast.train.config import Section, TrainConfig
-from vast.train.metrics import Score
-
-
-class SearchConfig(Section):
-    """The `search:` section of a recipe."""
-
-    metric: str = "eval/top1"
-    """Figure that decides; one of those an evaluation logs."""
-    mode: Literal["max", "min"] = "max"
-    """Whether more or less of it is better."""
-    num_trials: int = Field(8, ge=1)
-    """Points drawn from the space."""
-    grace_epochs: int = Field(1, ge=1)
-    """Epochs that every trial gets before ASHA may stop it."""
-    reduction_factor: int = Field(2, ge=2)
-    """ASHA keeps one in this many at each rung."""
-    cpus_per_trial: int = Field(1, ge=1)
-    """CPUs reserved for a trial."""
-    gpus_per_trial: float = Field(0, ge=0)
-    """GPUs reserved for a trial; a fraction shares one."""
-    space: dict[str, dict[str, list[Any]]] = Field(min_length=1)
-    """Dotted path -> {choice: [...]}, {uniform: [low, high]} or {loguniform: [low, high]}."""
-
-    @field_validator("space")
-    @classmethod
-    def _known_distributions(cls, space: dict[str, dict[str, list[Any]]]) -> dict[str, dict[str, list[Any]]]:
-        for path, spec in space.items():
-            kind, values = next(iter(spec.items())) if len(spec) == 1 else ("", [])
-            if kind not in ("choice", "uniform", "loguniform"):
-                raise ValueError(f"{path}: expected one of choice, uniform, loguniform, found {sorted(spec)}")
-            if kind == "choice" and not values:
-                raise ValueError(f"{path}: choice needs at least one value")
-            if kind != "choice":
-                _check_range(path, kind, values)
-        return space
-
-
-def _check_range(path: str, kind: str, values: list[Any]) -> None:
-    if len(values) != 2 or not all(isinstance(value, int | float) for value in values) or not values[0] < values[1]:
-        raise ValueError(f"{path}: {kind} needs [low, high] as numbers (1.0e-4, not 1e-4), found {values}")
-    if kind == "loguniform" and values[0] <= 0:
-        raise ValueError(f"{path}: loguniform needs a low end above 0, found {values[0]}")
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One finished trial."""
-
-    name: str
-    changes: dict[str, Any]
-    value: float
-    epochs: int
-
-    @property
-    def settings(self) -> str:
-        """What was sampled, in words."""
-        rounded = {path: f"{v:.3g}" if isinstance(v, float) else str(v) for path, v in self.changes.items()}
-        return ", ".join(f"{path}={text}" for path, text in rounded.items())
+from pipelines.config import absolute
+from pipelines.launch import connect
+from pipelines.ray_storage import patiently
+from pipelines.search.config import SearchConfig, resolve_search
+from pipelines.search.pictures import campaign_pictures
+from pipelines.search.record import (
+    CAMPAIGN,
+    SPENT,
+    CampaignRecord,
+    TrialRecord,
+    read_campaign,
+    read_trial,
+    trial_url,
+    write_json,
+)
+from pipelines.search.rules import StoppingRule, Takeover, replay
+from pipelines.search.runs import create_campaign_run, end_trial_run
+from pipelines.stopping import Interrupted, StopSignals
+from pipelines.terminal import Bar, Terminal
+from pipelines.tracking import MlflowTracker
+from vast.data.order import steps_per_epoch
+from vast.dataset_format import read_manifest
+from vast.errors import ObjectMissing, UserError
+from vast.storage import join_url, open_store
+from vast.train.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class Campaign:
-    """A finished search; trials are best first."""
+    """What a search came to."""
 
-    tracking: RunRef
-    metric: str
-    trials: list[Trial]
+    record: CampaignRecord
+    budget_spent: str = ""
+    """Which limit ended it before its trials did; empty when they are all done."""
 
-
-def resolve_search(recipe: str, overrides: Sequence[str]) -> tuple[TrainConfig, SearchConfig]:
-    """The config that trials change and the search section; every problem in one UserError."""
-    tree = merge(read_recipe(recipe), parse_overrides(overrides))
-    section = tree.pop("search", None)
-    if not isinstance(section, dict):
-        raise UserError(f"recipe {recipe}: it has no `search:` section (see `vast recipes`)")
-    base = validate(tree, f"recipe {recipe}")
-    try:
-        search = SearchConfig.model_validate(section)
-    except ValidationError as error:
-        problems = [explain(detail, SearchConfig, "search.") for detail in error.errors()]
-        raise UserError(f"recipe {recipe}:\n  " + "\n  ".join(problems)) from error
-    known = base.flat()
-    unknown = [path for path in search.space if path not in known]
-    if unknown:
-        raise UserError(f"recipe {recipe}: search.space: no such setting: {', '.join(unknown)}")
-    return base, search
+    @property
+    def best(self) -> TrialRecord:
+        """The best trial."""
+        return self.record.ranked()[0]
 
 
-def run_search(recipe: str, overrides: Sequence[str], terminal: Terminal, *, output: str) -> Campaign:
-    """Run a campaign on the connected cluster.
+def run_search(
+    recipe: str, overrides: list[str], terminal: Terminal, *, output: str, address: str | None = None
+) -> Campaign:
+    """Run a campaign, or go on with it; one that is done is answered at once, without Ray.
 
     Raises:
-        UserError: a mistake in the recipe, or a cluster too small for one trial.
+        UserError: a mistake in the recipe, a cluster too small for one trial, or no trial that came to anything.
+        Interrupted: SIGINT or SIGTERM came; the same command continues.
     """
-    import ray
-    from ray import tune
-    from ray.tune.schedulers import ASHAScheduler
-    from ray.tune.search.basic_variant import BasicVariantGenerator
-
     base, search = resolve_search(recipe, overrides)
-    resources = ray.cluster_resources()
-    concurrent = int(resources.get("CPU", 1)) // search.cpus_per_trial
-    if search.gpus_per_trial:
-        concurrent = min(concurrent, int(resources.get("GPU", 0) / search.gpus_per_trial))
-    if concurrent < 1:
-        raise UserError(
-            f"search: a trial wants {search.cpus_per_trial} CPUs and {search.gpus_per_trial} GPUs; the cluster has "
-            f"{int(resources.get('CPU', 0))} and {int(resources.get('GPU', 0))}"
-        )
-    params = {**base.flat(), **{f"search.{key}": value for key, value in search.model_dump().items()}}
-    run = tracking.create_run(
-        tracking.tracking_uri(), f"{base.name}-search", params=params, tags={"run.kind": "search"}
-    )
-    with tracking.ending(run):
-        tuner = tune.Tuner(
-            tune.with_resources(
-                tune.with_parameters(run_trial, tree=base.model_dump(mode="json"), metric=search.metric, parent=run),
-                {"CPU": search.cpus_per_trial, "GPU": search.gpus_per_trial},
-            ),
-            param_space={path: _distribution(spec) for path, spec in search.space.items()},
-            tune_config=tune.TuneConfig(
-                metric=search.metric,
-                mode=search.mode,
-                num_samples=search.num_trials,
-                search_alg=BasicVariantGenerator(max_concurrent=concurrent, random_state=base.seed),
-                scheduler=ASHAScheduler(
-                    time_attr="epoch",
-                    max_t=base.optim.epochs,
-                    grace_period=min(search.grace_epochs, base.optim.epochs),
-                    reduction_factor=search.reduction_factor,
-                ),
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(name=f"search-{run.run_id[:8]}", storage_path=absolute(output), verbose=0),
-        )
-        terminal.say(f"  {search.num_trials} trials, {concurrent} at a time, up to {base.optim.epochs} epochs each")
-        results = tuner.fit()
-        campaign = _collect(results, search, run, base.optim.epochs)
-        best = campaign.trials[0]
-        tracking.log_figures(run, {f"best/{search.metric}": best.value})
+    url = join_url(absolute(output), f"{base.name}-search-{search.identity(base)}")
+    record = _begin(url, base, search)
+    driver = _Driver(record, base, search, terminal)
+    waiting = driver.waiting()
+    if record.trials:
+        done = sum(trial.state not in ("waiting", "running") for trial in record.trials)
+        terminal.say(f"  continuing: {done} of {driver.size} trials have ended: {url}")
+    if not waiting or driver.budget_spent():
+        return driver.outcome()
+    tracking.reopen(record.tracking)
+    with tracking.ending(record.tracking), StopSignals() as signals:
+        connect(address)
+        try:
+            driver.run(signals)
+        finally:
+            driver.close()
+        if signals.signum:
+            raise Interrupted(signals.signum)
+        campaign = driver.outcome()
+        _publish(campaign, terminal)
     return campaign
 
 
-def _distribution(spec: dict[str, list[Any]]) -> Any:
-    from ray import tune
-
-    kind, values = next(iter(spec.items()))
-    makers: dict[str, Callable[[], Any]] = {
-        "choice": lambda: tune.choice(values),
-        "uniform": lambda: tune.uniform(*values),
-        "loguniform": lambda: tune.loguniform(*values),
+def _begin(url: str, base: TrainConfig, search: SearchConfig) -> CampaignRecord:
+    """The campaign's record, written if this is its first process."""
+    try:
+        record = read_campaign(url)
+    except ObjectMissing:
+        record = None
+    if record is None:
+        run = create_campaign_run(url, base, search)
+        record = CampaignRecord(url, base.name, {}, base.model_dump(mode="json"), _steps(base), run)
+    # budgets may differ from those it began with
+    record = replace(record, search=search.model_dump(mode="json"))
+    plain = {
+        "name": record.name,
+        "search": record.search,
+        "config": record.config,
+        "steps_per_trial": record.steps_per_trial,
+        "tracking": {"tracking_uri": record.tracking.tracking_uri, "run_id": record.tracking.run_id},
     }
-    return makers[kind]()
+    write_json(open_store(url), CAMPAIGN, plain)
+    return record
 
 
-def _collect(results: Any, search: SearchConfig, parent: RunRef, max_epochs: int) -> Campaign:
-    trials, failed = [], []
-    for result in results:
-        metrics = result.metrics or {}
-        if search.metric not in metrics:
-            failed.append(str(result.error or "ended before its first evaluation"))
-            continue
-        child = RunRef(parent.tracking_uri, metrics["mlflow_run_id"])
-        _end_child(child, stopped_early=metrics["epoch"] < max_epochs)
-        trials.append(Trial(metrics["trial_id"], result.config, metrics[search.metric], metrics["epoch"]))
-    if not trials:
-        raise UserError(f"search: no trial reached an evaluation; the first said: {failed[0] if failed else 'nothing'}")
-    trials.sort(key=lambda trial: trial.value, reverse=search.mode == "max")
-    return Campaign(parent, search.metric, trials)
+def _steps(base: TrainConfig) -> int:
+    samples = read_manifest(base.data.url).splits[base.data.train_split].samples
+    return base.optim.epochs * steps_per_epoch(samples, base.optim.global_batch, base.data.repeats)
 
 
-def _end_child(child: RunRef, *, stopped_early: bool) -> None:
-    # ASHA ends a trial by ending its process, which therefore cannot close its own MLflow run.
-    from mlflow import MlflowClient
+class _Driver:
+    """Hands trials to Ray Tune and decides, after each evaluation, who goes on."""
 
-    client = MlflowClient(child.tracking_uri)
-    client.set_tag(child.run_id, "stopped_early", str(stopped_early).lower())
-    client.set_terminated(child.run_id, "FINISHED")
+    def __init__(self, record: CampaignRecord, base: TrainConfig, search: SearchConfig, terminal: Terminal) -> None:
+        self.record, self.base, self.search, self.terminal = record, base, search, terminal
+        self.size = search.size(base)
+        self.trials = {trial.id: trial for trial in record.trials}
+        self.begun_s = time.monotonic()
+        self.rule: StoppingRule = search.rule(base.optim.epochs)
+        self.tracker: MlflowTracker | None = None
+        self.bar: Bar | None = None
+        # A driver may have been killed between an evaluation and what should have followed.
+        evaluations = [
+            (report.time_s, trial.id, report.epoch, self._worth(report.figures))
+            for trial in record.trials
+            for report in trial.reports
+        ]
+        for trial in replay(self.rule, evaluations):
+            if self.trials[trial].state == "running":
+                self._end(trial, "stopped")
 
+    def waiting(self) -> list[str]:
+        """Ids of the trials that have not ended, those not drawn yet included."""
+        ids = [f"{number:04d}" for number in range(self.size)]
+        return [
+            trial for trial in ids if trial not in self.trials or self.trials[trial].state in ("waiting", "running")
+        ]
 
-class TrialObserver:
-    """Reports evaluations to Tune; keeps no checkpoints."""
+    def budget_spent(self) -> str:
+        """Which limit is reached, in words; empty while none is."""
+        steps = sum(trial.steps_trained for trial in self.trials.values())
+        if self.search.max_steps is not None and steps >= self.search.max_steps:
+            return f"search.max_steps: {steps} of {self.search.max_steps} updates are made"
+        hours = self._spent_s() / 3600
+        if self.search.max_hours is not None and hours >= self.search.max_hours:
+            return f"search.max_hours: {hours:.2f} of {self.search.max_hours} hours are spent"
+        return ""
 
-    def __init__(self, tracker: MlflowTracker) -> None:
-        self.tracker = tracker
+    def run(self, signals: StopSignals) -> None:
+        """Run what is left, a leg at a time; only a population has more than one."""
+        every = self.search.perturb_epochs if self.search.scheduler == "pbt" else self.base.optim.epochs
+        last = self.base.optim.epochs
+        at_once = self._at_once()
+        self.terminal.say(f"  {self.size} trials, {at_once} at a time, up to {last} epochs each: {self.record.url}")
+        self.tracker = MlflowTracker(self.record.tracking)
+        with self.terminal.progress("epochs", self.size * last) as self.bar:
+            self._show()
+            for begin in range(0, last, every):
+                takeovers = self._takeovers(begin) if begin else {}
+                self._leg(begin, min(begin + every, last), takeovers, at_once, signals)
+                if signals.signum or self.budget_spent():
+                    return
 
-    def started(self, message: str, step: int, total_steps: int) -> None:
-        """Nothing to tell."""
+    def close(self) -> None:
+        """Keep what must not be lost."""
+        self._note_time()
+        for trial in self.trials.values():
+            if trial.state == "running":  # a limit or a signal ended it; going on opens its run again
+                end_trial_run(self.record, trial)
+        if self.tracker is not None:
+            self.tracker.close()
 
-    def stepped(self, step: int, total_steps: int, figures: dict[str, float]) -> None:
-        """Nothing to tell."""
+    def outcome(self) -> Campaign:
+        """What it came to so far.
 
-    def saved(self, step: int, figures: dict[str, float], write: Callable[[Path], None]) -> None:
-        """Trials are short: the winner is trained again, so nothing is kept."""
+        Raises:
+            UserError: no trial was evaluated.
+        """
+        trials = [self.trials[trial] for trial in sorted(self.trials)]
+        campaign = Campaign(
+            replace(self.record, trials=trials, spent_s=self._spent_s()), self.budget_spent() if self.waiting() else ""
+        )
+        if not campaign.record.ranked():
+            errors = [trial.error for trial in trials if trial.error]
+            raise UserError(
+                f"search: no trial reached an evaluation; the first said: {errors[0] if errors else 'nothing'}"
+            )
+        return campaign
 
-    def evaluated(self, epoch: int, step: int, result: Score) -> bool:
-        """Report; Tune may end this process inside the call, so what was logged is sent first."""
+    def _at_once(self) -> int:
+        """How many trials the cluster has room for.
+
+        Raises:
+            UserError: not even one.
+        """
+        import ray
+
+        have, search = ray.cluster_resources(), self.search
+        wanted: dict[str, float] = {"CPU": search.cpus_per_rank * search.ranks_per_trial}
+        if search.gpus_per_rank:
+            wanted["GPU"] = search.gpus_per_rank * search.ranks_per_trial
+        room = min(int(have.get(kind, 0) / amount) for kind, amount in wanted.items())
+        if room < 1:
+            raise UserError(
+                f"search: a trial wants {wanted} (search.ranks_per_trial, cpus_per_rank, gpus_per_rank); the cluster "
+                f"has { {kind: have.get(kind, 0) for kind in wanted} }"
+            )
+        return room
+
+    def _takeovers(self, epoch: int) -> dict[str, Takeover]:
+        """Who takes over from whom at this boundary: a function of what all came to there."""
+        values, settings = {}, {}
+        for trial in self.trials.values():
+            found = [self._worth(report.figures) for report in trial.reports if report.epoch == epoch]
+            if found and trial.state != "failed":
+                values[trial.id] = found[0]
+                earlier = [exploit.changes for exploit in trial.exploits if exploit.epoch < epoch]
+                settings[trial.id] = earlier[-1] if earlier else trial.drawn
+        return self.search.population(self.base).takeovers(epoch, values, settings)
+
+    def _leg(self, begin: int, end: int, takeovers: Mapping[str, Takeover], at_once: int, signals: StopSignals) -> None:
+        """Have Ray Tune run the trials that have not ended up to epoch `end`."""
         from ray import tune
+        from ray.tune.search.basic_variant import BasicVariantGenerator
 
-        self.tracker.flush()
-        tune.report({**result.figures(), "epoch": epoch, "step": step, "mlflow_run_id": self.tracker.run.run_id})
-        return False
+        from pipelines.ray_storage import storage_for
+        from pipelines.search.trial import Leg, run_trial
+        from pipelines.search.tune_side import AsTheDriverSays, StopEverything
 
-    def noted(self, text: str) -> None:
-        """Nobody watches a trial; its figures count what was noted."""
+        left = [trial for trial in self.waiting() if self._epochs(trial) < end or end == self.base.optim.epochs]
+        if not left:
+            return
+        search, storage = self.search, storage_for(join_url(self.record.url, "tune"))
+        legs = {trial: Leg(self.record.url, trial, begin, end, takeovers.get(trial)) for trial in left}
+        bundle = {"CPU": search.cpus_per_rank, **({"GPU": search.gpus_per_rank} if search.gpus_per_rank else {})}
+        tuner = tune.Tuner(
+            tune.with_resources(
+                tune.with_parameters(run_trial, legs=legs),
+                tune.PlacementGroupFactory([bundle] * search.ranks_per_trial),
+            ),
+            param_space={"trial": tune.grid_search(left)},
+            tune_config=tune.TuneConfig(
+                search_alg=BasicVariantGenerator(max_concurrent=at_once),
+                scheduler=AsTheDriverSays(self.goes_on),
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=f"leg-{begin}",
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=search.max_failures),
+                stop=StopEverything(lambda: bool(signals.signum or self.budget_spent())),
+                **storage,  # nobody needs it afterwards
+            ),
+        )
+        with _quiet_tune():
+            results = tuner.fit()
+        stopped_all = bool(signals.signum or self.budget_spent())
+        failures = {result.config["trial"]: result.error for result in results if result.error and not stopped_all}
+        for trial in left:
+            known = self._learn(trial)
+            if known.state == "failed":
+                self.terminal.warn(f"trial {trial} failed: {known.error}")
+            elif trial in failures:
+                last = str(failures[trial]).strip().splitlines()[-1][:2000]
+                self._end(trial, "failed", f"after {search.max_failures} new starts: {last}")
+                self.terminal.warn(f"trial {trial} was given up: {self.trials[trial].error}")
+            if self.trials[trial].state != "running":
+                end_trial_run(self.record, self.trials[trial])
+        storage["storage_filesystem"].delete_dir(storage["storage_path"])
 
-    def wants_stop(self) -> bool:
-        """Never: Tune ends a trial inside `evaluated`."""
-        return False
+    def goes_on(self, trial: str) -> bool:
+        """Whether a trial that has just been evaluated goes on."""
+        known = self._learn(trial)
+        report = known.reports[-1]
+        value = report.figures[self.search.metric]
+        self._note_time()
+        best = Campaign(replace(self.record, trials=[self.trials[each] for each in sorted(self.trials)])).best
+        best_value = best.value(self.search.metric)
+        if self.tracker is not None and best_value is not None:
+            made = sum(each.steps_trained for each in self.trials.values())
+            self.tracker.log(made, {f"best/{self.search.metric}": best_value})
+        stops = self.rule.stops(trial, report.epoch, self._worth(report.figures))
+        self.terminal.say(
+            f"  trial {trial}  epoch {report.epoch:>3}  {self.search.metric} {value:.1f}  "
+            f"(best {best_value:.1f}, trial {best.id})" + ("  stopped" if stops else "")
+        )
+        if stops:
+            self._end(trial, "stopped")
+        self._show()
+        return not stops
+
+    def _learn(self, trial: str) -> TrialRecord:
+        """Take over what the record says of a trial now."""
+        with contextlib.suppress(ObjectMissing):  # lost before it was drawn
+            self.trials[trial] = patiently(lambda: read_trial(self.record.url, trial))
+        return self.trials.setdefault(trial, TrialRecord(trial, {}))
+
+    def _end(self, trial: str, state: str, error: str = "") -> None:
+        from pipelines.search.trial import write_ended
+
+        patiently(partial(write_ended, self.record.url, trial, state, error))
+        end_trial_run(self.record, self._learn(trial))
+
+    def _worth(self, figures: Mapping[str, float]) -> float:
+        value = figures[self.search.metric]
+        return value if self.search.mode == "max" else -value
+
+    def _epochs(self, trial: str) -> int:
+        known = self.trials.get(trial)
+        return known.reports[-1].epoch if known is not None and known.reports else 0
+
+    def _show(self) -> None:
+        if self.bar is not None:
+            ended = [trial for trial in self.trials.values() if trial.state not in ("waiting", "running")]
+            epochs = sum(map(self._epochs, self.trials))
+            self.bar.set(epochs, self.size * self.base.optim.epochs, f"{len(ended)} of {self.size} trials ended")
+
+    def _spent_s(self) -> float:
+        return self.record.spent_s + time.monotonic() - self.begun_s
+
+    def _note_time(self) -> None:
+        with contextlib.suppress(Exception):  # seconds are no reason to end
+            write_json(open_store(self.record.url), SPENT, {"seconds": round(self._spent_s(), 1)})
 
 
-def run_trial(sampled: dict[str, Any], *, tree: Tree, metric: str, parent: RunRef) -> None:
-    """One trial, in a process of its own."""
-    import torch
-    from ray import tune
-
-    from vast.train.job import Place
-    from vast.train.loop import Run
-
-    for path, value in sampled.items():
-        tree = merge(tree, nested(path, value))
-    config = TrainConfig.model_validate(tree)
-    torch.set_num_threads(1)
-    run = tracking.create_run(
-        parent.tracking_uri,
-        f"trial-{tune.get_context().get_trial_id()}",
-        params=config.flat(),
-        tags={"run.kind": "trial", "search.metric": metric},
-        parent=parent.run_id,
-    )
-    tracker = MlflowTracker(run)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    Run(config, Place(device=device), tracker, TrialObserver(tracker)).fit()
-    tracker.close()
+@contextlib.contextmanager
+def _quiet_tune() -> Any:
+    """Ray Tune without its own files beside each trial, and without its handler of Ctrl-C: we have one."""
+    for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_SIGINT_HANDLER"):
+        os.environ.setdefault(name, "1")
+    yield
 
 
-def trial_rows(campaign: Campaign) -> list[list[str]]:
-    """A table row a trial."""
-    return [[trial.name, f"{trial.value:.1f}", str(trial.epochs), trial.settings] for trial in campaign.trials]
+def best_model_url(record: CampaignRecord) -> str:
+    """Where the weights of the best trial lie: its published model, or its newest state if it was stopped early."""
+    best = record.ranked()[0]
+    return join_url(trial_url(record.url, best.id), "model") if best.state == "finished" else best.checkpoint
+
+
+def trial_rows(record: CampaignRecord) -> list[list[str]]:
+    """A table row a trial, best first."""
+    return [
+        [
+            trial.id,
+            f"{trial.value(record.metric):.1f}",
+            str(trial.reports[-1].epoch),
+            trial.state,
+            trial.settings,
+        ]
+        for trial in record.ranked()
+    ]
+
+
+def _publish(campaign: Campaign, terminal: Terminal) -> None:
+    """Leave in MLflow what a person wants to see of a campaign."""
+    record = campaign.record
+    value = campaign.best.value(record.metric)
+    if value is not None:
+        tracking.log_figures(record.tracking, {f"best/{record.metric}": value}, record.steps_trained)
+    with TemporaryDirectory(prefix="vast-search-") as scratch:
+        folder = Path(scratch)
+        with (folder / "trials.csv").open("w", encoding="utf-8", newline="") as file:
+            table = csv.writer(file)
+            table.writerow(["trial", record.metric, "epochs", "state", "settings"])
+            table.writerows(trial_rows(record))
+        campaign_pictures(record, folder)
+        problem = tracking.log_files(record.tracking, folder)
+    if problem:
+        terminal.warn(problem)

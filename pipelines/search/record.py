@@ -5,6 +5,7 @@ spent.json                    wall-clock seconds of all sessions so far
 trials/0003/trial.json        what was drawn for a trial; written before it starts, so no point is drawn twice
 trials/0003/progress.json     its reports, exploits and MLflow run; written by the trial before anyone acts on them
 trials/0003/ended.json        how it ended; absent while it may go on
+trials/0003/history/          what it logged, as of any run (pipelines.history)
 trials/0003/step-*/           its checkpoints, as those of any run
 trials/0003/model/            its published model, once finished
 
@@ -71,7 +72,11 @@ class TrialRecord:
     exploits: list[Exploit] = field(default_factory=list)
     """In the order of time; population-based training alone has any."""
     steps_trained: int = 0
-    """Updates made in all processes of the trial, those included that were lost and made again."""
+    """Updates made, whose state was kept; those taken over from another trial are the other's."""
+    checkpoint: str = ""
+    """URL of the newest state; empty before there is one."""
+    checkpoint_step: int = 0
+    """Updates behind that state."""
     tracking: RunRef | None = None
     """Its MLflow run; None before it first started."""
     state: State = "waiting"
@@ -184,6 +189,8 @@ def read_trial(campaign_url: str, trial_id: str) -> TrialRecord:
             reports=[EvalReport(**report) for report in progress["reports"]],
             exploits=[Exploit(**exploit) for exploit in progress["exploits"]],
             steps_trained=progress["steps_trained"],
+            checkpoint=progress["checkpoint"],
+            checkpoint_step=progress["checkpoint_step"],
             tracking=RunRef(**progress["tracking"]) if progress["tracking"] else None,
         )
     if ended := read_json(store, ENDED):
@@ -194,8 +201,8 @@ def read_trial(campaign_url: str, trial_id: str) -> TrialRecord:
 def write_progress(campaign_url: str, trial: TrialRecord) -> None:
     """Replace what the store knows of a trial's progress."""
     plain = asdict(trial)
-    kept = {key: plain[key] for key in ("reports", "exploits", "steps_trained", "tracking")}
-    write_json(open_store(trial_url(campaign_url, trial.id)), PROGRESS, kept)
+    kept = ("reports", "exploits", "steps_trained", "checkpoint", "checkpoint_step", "tracking")
+    write_json(open_store(trial_url(campaign_url, trial.id)), PROGRESS, {key: plain[key] for key in kept})
 
 
 def read_json(store: Store, key: str) -> Any:

@@ -6,8 +6,8 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines import tracking
-from pipelines.spool import Spool
 from pipelines.tracking import MlflowTracker, RunRef
+from pipelines.tracking.spool import Spool
 from vast.errors import UserError
 
 

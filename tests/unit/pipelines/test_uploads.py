@@ -94,9 +94,15 @@ def test_a_store_that_fails_for_a_while_delays_the_upload_and_nothing_else(folde
             raise error
         put_checkpoint(url, folder)
 
+    def before() -> None:
+        assert not (tmp_path / "stored").exists()
+        for error in failures:
+            raise error
+
     with mock.patch.object(uploads, "put_checkpoint", flaky):
         pending.admit(10)
-        pending.store(str(tmp_path / "stored"), folder)
+        pending.store(str(tmp_path / "stored"), folder, before=before)
+    assert next(failures, None) is None
     assert json.loads((tmp_path / "stored" / MARKER).read_text())["files"].keys() == {
         "model.safetensors",
         "train_state.pt",

@@ -1,0 +1,40 @@
+"""MLflow: the driver creates and ends runs; ranks send figures from a background thread that never delays a step.
+
+Measured on MLflow 3.17: with its defaults one `log_metric` against a dead server blocks for 246 s, and its own async
+mode loses the points. So figures go through a queue and a spool of ours.
+"""
+
+import os
+
+from pipelines.tracking.ending import end_run, ending, log_files
+from pipelines.tracking.runs import PARENT_TAG, RunRef, create_run, log_dataset, reopen, tags, tracking_uri
+from pipelines.tracking.sender import MlflowTracker, log_figures, send_spool
+from pipelines.tracking.source import source_tags
+from pipelines.tracking.ui import serve_ui
+
+# Each module imports mlflow where it is used, so this comes first: fail fast, and keep it from talking.
+for _name, _value in {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}.items():
+    os.environ.setdefault(_name, _value)
+
+__all__ = [
+    "PARENT_TAG",
+    "MlflowTracker",
+    "RunRef",
+    "create_run",
+    "end_run",
+    "ending",
+    "log_dataset",
+    "log_figures",
+    "log_files",
+    "reopen",
+    "send_spool",
+    "serve_ui",
+    "source_tags",
+    "tags",
+    "tracking_uri",
+]

@@ -1,0 +1,147 @@
+"""Runs on the tracking server: make one, link data to it, read its tags, open it again."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.tracking.source import source_tags
+from vast.errors import UserError
+
+PARENT_TAG = "mlflow.parentRunId"
+
+
+@dataclass(frozen=True)
+class RunRef:
+    """Address of one MLflow run; small and picklable, so that ranks can log to what the driver created."""
+
+    tracking_uri: str
+    run_id: str
+
+
+def tracking_uri(home: Path | None = None) -> str:
+    """MLFLOW_TRACKING_URI, or a SQLite file in `home` (the current folder)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(home or Path.cwd()).resolve() / 'mlflow.db'}"
+
+
+def create_run(
+    uri: str,
+    name: str,
+    *,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    parent: str = "",
+    once_by: str = "",
+) -> RunRef:
+    """Create a run, as a child of `parent` if given.
+
+    Where `once_by` names a tag, a run that has it with the same value is returned instead: one that a process created
+    which was killed before it could note that.
+
+    Raises:
+        UserError: the tracking server cannot be reached or refuses.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import Param
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient(uri)
+        if parent:  # where its parent is, whatever this process's environment says
+            experiment_id = client.get_run(parent).info.experiment_id
+        else:
+            experiment_id = _experiment(client, uri, os.environ.get("MLFLOW_EXPERIMENT_NAME", "vast"))
+        if once_by:
+            same = f"tags.`{once_by}` = '{tags[once_by]}'"
+            if found := client.search_runs([experiment_id], same, max_results=1):
+                return RunRef(uri, found[0].info.run_id)
+        all_tags = {**source_tags(), **tags, **({PARENT_TAG: parent} if parent else {})}
+        run = client.create_run(experiment_id, run_name=name, tags=all_tags)
+        entries = [Param(key, str(value)) for key, value in params.items()]
+        for start in range(0, len(entries), 100):  # the server's limit for one batch
+            client.log_batch(run.info.run_id, params=entries[start : start + 100])
+    except MlflowException as error:
+        raise _unusable(uri, error) from error
+    return RunRef(uri, run.info.run_id)
+
+
+def log_dataset(run: RunRef, name: str, url: str, digest: str, context: str) -> None:
+    """Link a data set to a run; MLflow shows name and digest beside it."""
+    from mlflow import MlflowClient
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    short = digest.removeprefix("sha256:")[:36]  # MLflow's limit; the whole digest is in the tags
+    source = json.dumps({"url": url})
+    entry = Dataset(name=name, digest=short, source_type="vast", source=source)
+    inputs = [DatasetInput(entry, tags=[InputTag("mlflow.data.context", context)])]
+    MlflowClient(run.tracking_uri).log_inputs(run.run_id, datasets=inputs)
+
+
+def _experiment(client: Any, uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    location = None
+    if uri.startswith("sqlite:///"):  # artifacts beside the file, not in whatever folder the process stands
+        location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def reopen(run: RunRef) -> bool:
+    """Set an existing run to RUNNING again; False when the server does not know it.
+
+    A server that does not answer does not keep a known run from going on: its figures wait on disk.
+
+    Raises:
+        UserError: the server refuses this user.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        MlflowClient(run.tracking_uri).update_run(run.run_id, status="RUNNING")
+    except MlflowException as error:
+        if error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+            raise _unusable(run.tracking_uri, error) from error
+        return bool(error.error_code != "RESOURCE_DOES_NOT_EXIST")
+    return True
+
+
+def tags(run: RunRef) -> dict[str, str] | None:
+    """The tags of a run; None when the server does not know it.
+
+    Raises:
+        UserError: the tracking server cannot be reached or refuses.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return dict(MlflowClient(run.tracking_uri).get_run(run.run_id).data.tags)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return None
+        raise _unusable(run.tracking_uri, error) from error
+
+
+def _unusable(uri: str, error: Exception) -> UserError:
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
+    code = getattr(error, "error_code", "")
+    if code == "UNAUTHENTICATED":
+        return UserError(
+            f"MLFLOW_TRACKING_USERNAME, MLFLOW_TRACKING_PASSWORD: the tracking server at {uri} "
+            + (f"does not know user {user!r} with this password" if user else "lets nobody in without a password")
+            + "; set both on every machine of the run"
+        )
+    if code == "PERMISSION_DENIED":
+        experiment = os.environ.get("MLFLOW_EXPERIMENT_NAME", "vast")
+        return UserError(
+            f"MLFLOW_TRACKING_USERNAME: user {user!r} may not write into experiment {experiment!r} of the tracking "
+            f"server at {uri}; ask its administrator, or set MLFLOW_EXPERIMENT_NAME to one that this user may write"
+        )
+    return UserError(
+        f"MLFLOW_TRACKING_URI: the tracking server at {uri} cannot be used: {error}; start it, correct the address "
+        "or unset the variable to track into a local file"
+    )
