@@ -258,8 +258,6 @@ def _budget(record: CampaignRecord) -> Html:
             ]
         )
     ]
-    if spent > whole:
-        told.append(paragraph("More steps than that were made: some were lost and made again."))
     return section("What it cost", *told)
 
 

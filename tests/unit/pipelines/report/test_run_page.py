@@ -1,9 +1,11 @@
 import json
 from dataclasses import asdict, replace
+from unittest.mock import Mock
 
 import pytest
 
 from pipelines import cli, tracking
+from pipelines.history import HistoryKeeper
 from pipelines.report.run_facts import default_settings, gather
 from pipelines.report.write import write_report
 from pipelines.tracking import RunRef
@@ -77,6 +79,23 @@ def test_evaluations_of_the_run_are_in_its_story_and_have_their_own(tmp_path, ss
         assert "not kept in this folder" in text
         assert "Allowed leak" in text
         assert "taken for class 1: 1 (25.0 %)" in text
+
+
+def test_curves_need_no_tracking_server_where_the_run_kept_them(tmp_path, ssv2_shards):
+    url, _ = make_run(tmp_path / "runs", ssv2_shards)
+    keeper = HistoryKeeper(url, Mock())
+    for step in (10, 20):
+        keeper.log(step, {"train/loss": 1.0, "optim/lr": 1e-3, "stall/wait_share": 0.4, "stall/compute_share": 0.6})
+        keeper.log(step, {"eval/top1": 33.0})
+    keeper.write(20)
+    (tmp_path / "mlflow.db").unlink()
+    write_report(url, tmp_path / "report.html")
+    text = read(tmp_path / "report.html").text
+    assert "loss over step: training loss" in text
+    assert "waiting for data 40.0 %" in text
+    assert "top-1: 33 at step 20" in text
+    assert "times, environment and evaluations: MLflow: there is no tracking database" in text
+    assert "made again" not in text  # which this source does not tell
 
 
 def test_a_run_that_has_not_finished_says_so(tmp_path, ssv2_shards):
