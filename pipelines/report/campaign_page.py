@@ -41,6 +41,7 @@ _STATE_LABELS = {
     "running": "not ended yet",
 }
 _MOST_THREADS = 200
+_MOST_DOTTED = 60
 
 
 def campaign_lede(record: CampaignRecord) -> str:
@@ -241,7 +242,9 @@ def _curves(record: CampaignRecord) -> Html:
             if record.metric in report.figures
         ]
         kind = "best" if trial is ranked[0] else _kind(trial)
-        lines.append(Line(f"trial {trial.id}", points, kind, dots=True, strength=place / len(ranked)))
+        lines.append(
+            Line(f"trial {trial.id}", points, kind, dots=len(ranked) <= _MOST_DOTTED, strength=place / len(ranked))
+        )
     if not lines:
         return section("Learning curves", note("No trial was evaluated yet."))
     drawing = line_chart(lines, x="epoch", y=record.metric)

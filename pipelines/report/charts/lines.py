@@ -54,7 +54,7 @@ def line_chart(
     parts = [_frame(x_axis, y_axis)]
     for line, points in drawn:
         places = [(_x(x_axis.place(at)), _y(y_axis.place(value))) for at, value in points]
-        pale = f"opacity:{0.15 + 0.85 * line.strength:.2f}" if line.strength < 1 else None
+        pale = f"opacity:{0.3 + 0.7 * line.strength:.2f}" if line.strength < 1 else None
         if line.joined and len(places) > 1:
             parts.append(tag("path", class_=f"line {line.kind}", style=pale, d=_path(places, line.step)))
         if line.dots or len(places) == 1 or not line.joined:

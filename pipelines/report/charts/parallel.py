@@ -33,7 +33,7 @@ def parallel_chart(axes: Sequence[Axis], threads: Sequence[Thread], label: str) 
             if axis.name in thread.values
         ]
         told = tag("title", thread.label)
-        pale = f"opacity:{0.15 + 0.85 * thread.strength:.2f}" if thread.strength < 1 else None
+        pale = f"opacity:{0.3 + 0.7 * thread.strength:.2f}" if thread.strength < 1 else None
         parts.append(tag("path", told, class_=f"line {thread.kind}", style=pale, d="M" + "L".join(corners)))
     for number, axis in enumerate(axes):
         left = _SIDE + number * step
