@@ -41,6 +41,7 @@ _STATE_LABELS = {
     "running": "not ended yet",
 }
 _MOST_THREADS = 200
+_MOST_DOTTED = 60
 
 
 def campaign_lede(record: CampaignRecord) -> str:
@@ -197,13 +198,16 @@ def _settings_drawn(record: CampaignRecord) -> Html:
             f"trial {trial.id}, {record.metric} {value:.4g}: {trial.settings}",
             {**trial.changes, record.metric: value},
             "best" if trial is shown[0] else _kind(trial),
+            strength=place / len(shown),
         )
-        for trial, value in zip(reversed(shown), reversed(values), strict=True)
+        for place, (trial, value) in enumerate(zip(reversed(shown), reversed(values), strict=True), 1)
     ]
     label = f"Settings and {record.metric} of {len(shown)} trials"
     looks = [Line("best", (), "best"), *_looks(shown[1:])]
     more = f" The best {len(shown)} of {len(ranked)} are drawn." if len(shown) < len(ranked) else ""
-    caption = joined([f"A line a trial; hold the pointer over one for its numbers.{more} ", legend(looks)])
+    caption = joined(
+        [f"A line a trial, the stronger the better; its numbers are under the pointer.{more} ", legend(looks)]
+    )
     return section("Which settings were good", figure(parallel_chart(axes, threads, label), caption))
 
 
@@ -231,14 +235,16 @@ def _importance(record: CampaignRecord) -> Html:
 def _curves(record: CampaignRecord) -> Html:
     ranked = _finite(record)
     lines = []
-    for trial in reversed(ranked):
+    for place, trial in enumerate(reversed(ranked), 1):
         points = [
             (float(report.epoch), report.figures[record.metric])
             for report in trial.reports
             if record.metric in report.figures
         ]
         kind = "best" if trial is ranked[0] else _kind(trial)
-        lines.append(Line(f"trial {trial.id}", points, kind, dots=True))
+        lines.append(
+            Line(f"trial {trial.id}", points, kind, dots=len(ranked) <= _MOST_DOTTED, strength=place / len(ranked))
+        )
     if not lines:
         return section("Learning curves", note("No trial was evaluated yet."))
     drawing = line_chart(lines, x="epoch", y=record.metric)
@@ -258,8 +264,6 @@ def _budget(record: CampaignRecord) -> Html:
             ]
         )
     ]
-    if spent > whole:
-        told.append(paragraph("More steps than that were made: some were lost and made again."))
     return section("What it cost", *told)
 
 

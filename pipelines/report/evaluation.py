@@ -139,14 +139,14 @@ def unreadable_table(found: EvaluationFacts) -> list[Html]:
     return [table(title, ["sample", "reason"], shown)]
 
 
-def class_section(scores: ClassScores) -> Html:
-    """Which classes are recognised, and which are taken for which."""
+def class_section(scores: ClassScores, of: str = "unreadable ones counted wrong") -> Html:
+    """Which classes are recognised, and which are taken for which; `of` says of what samples the percentages are."""
     pairs = confused_pairs(scores.confusion_KK)
     rows = [
         (count(n), f"{100 * n / max(1, int(scores.samples_K[true])):.0f}", scores.names[true], scores.names[predicted])
         for true, predicted, n in pairs[:_MOST_PAIRS]
     ]
-    content: list[Html] = [_by_class(scores)]
+    content: list[Html] = [_by_class(scores, of)]
     if len(scores.names) <= MOST_CLASSES:
         drawing = confusion_chart(scores.confusion_KK, scores.names, "Confusion matrix")
         words = "Rows are true classes, columns what the model says; percent of the true class. Empty cells are zero."
@@ -159,14 +159,14 @@ def class_section(scores: ClassScores) -> Html:
     return section("Classes", *content, _all_classes(scores))
 
 
-def _by_class(scores: ClassScores) -> Html:
+def _by_class(scores: ClassScores, of: str) -> Html:
     """All classes as bars, or the extremes of many and the curve of all."""
     present = [k for k in np.argsort(-scores.percent_right(), kind="stable").tolist() if scores.samples_K[k]]
     percents = {scores.names[k]: float(scores.percent_right()[k]) for k in present}
     absent = len(scores.names) - len(present)
     without = f" {absent} classes have no samples." if absent else ""
     if len(present) <= MOST_CLASSES:
-        return figure(bars(percents, "Top-1 of every class"), f"Top-1 of every class.{without}")
+        return figure(bars(percents, "Top-1 of every class"), f"Top-1 of every class, {of}.{without}")
     names = list(percents)
     curve = Line("top-1", [(place + 1, percents[name]) for place, name in enumerate(names)])
     ends = {name: percents[name] for name in (*names[:_EXTREMES], *names[-_EXTREMES:])}
@@ -174,7 +174,7 @@ def _by_class(scores: ClassScores) -> Html:
         [
             figure(
                 line_chart([curve], x="classes, best first", y="top-1, %", bounds=(0, 100)),
-                f"Top-1 of {len(present)} classes.{without}",
+                f"Top-1 of {len(present)} classes, {of}.{without}",
             ),
             figure(bars(ends, "Top-1 of the best and worst classes"), f"The {_EXTREMES} best and {_EXTREMES} worst."),
         ]

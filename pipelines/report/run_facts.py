@@ -14,7 +14,8 @@ from pydantic import BaseModel, ValidationError
 from pipelines.find_model import place_of_model
 from pipelines.launch import RUN, Finished, read_result
 from pipelines.report.evaluation import EvaluationFacts, read_evaluation
-from pipelines.report.tracked import Figures, Tracked, evaluations_of, figures, tracked_run
+from pipelines.report.figures import Figures, kept_figures
+from pipelines.report.tracked import Tracked, evaluations_of, tracked_figures, tracked_run
 from pipelines.tracking import RunRef
 from vast.dataset_format import Manifest, read_manifest
 from vast.errors import ObjectMissing, StoreError, UserError
@@ -94,10 +95,14 @@ def gather(url: str) -> RunFacts:
         except ValidationError as error:
             facts.gaps.append(f"settings: written by another version of this program ({error.error_count()} unknown)")
     ref = facts.tracking
+    kept = facts.trying("curves", partial(kept_figures, url))
+    if kept is not None:
+        facts.figures = kept
     if ref is not None:
-        facts.tracked = facts.trying("curves, times and environment", partial(tracked_run, ref))
+        facts.tracked = facts.trying("times, environment and evaluations", partial(tracked_run, ref))
     if ref is not None and facts.tracked is not None:
-        facts.figures = facts.trying("curves", partial(figures, ref)) or Figures()
+        if kept is None:
+            facts.figures = facts.trying("curves", partial(tracked_figures, ref)) or Figures()
         urls = facts.trying("evaluations", partial(evaluations_of, ref)) or []
         for place in dict.fromkeys(urls):
             if found := facts.trying("evaluation", partial(read_evaluation, place)):

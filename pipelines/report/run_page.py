@@ -68,7 +68,8 @@ def run_sections(run: RunFacts) -> list[Html]:
     parts = [_result(run), _curves(run), _time(run), _data(run)]
     if run.finished and run.card:
         confusion_KK = run.finished.score.confusion_KK
-        parts.append(class_section(ClassScores(run.card.classes, confusion_KK.sum(axis=1), confusion_KK)))
+        scores = ClassScores(run.card.classes, confusion_KK.sum(axis=1), confusion_KK)
+        parts.append(class_section(scores, of="of the samples that could be scored"))
     parts += [_evaluations(run), _trouble(run), _model(run), _use(run), _lineage(run)]
     if run.card:
         parts.append(settings_section(flat_settings(run.card.config)))
@@ -244,14 +245,14 @@ def _trouble(run: RunFacts) -> Html:
         ("train/overflow", "steps skipped because the scaled gradient overflowed (fp16)"),
     )
     rows = [(what, count(value)) for name, what in names if (value := run.figures.last(name)) is not None]
-    if run.figures.series:
+    if run.figures.repeated is not None:
         rows.append(("logs of steps that were made again after a restart", count(run.figures.repeated)))
     if run.finished:
         rows.append(("unreadable samples in the last evaluation", count(run.finished.score.unreadable)))
     if not rows:
         return section("Skipped and restarted", note("Not known: ", _why(run, "nothing was logged yet")))
     quiet = all(value == "0" for _, value in rows)
-    words = "Nothing was skipped, and no step was made twice." if quiet else "Skipped is counted, never replaced."
+    words = "Nothing was skipped." if quiet else "Skipped is counted, never replaced."
     return section("Skipped and restarted", paragraph(words), table("Counts", ["what", "#count"], rows))
 
 

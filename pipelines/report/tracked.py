@@ -1,10 +1,11 @@
 """What MLflow knows of a run, read for a report: the only module of the report that speaks to MLflow."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from pipelines.report.figures import Figures
 from pipelines.tracking import RunRef
 from vast.errors import UserError
 
@@ -25,26 +26,6 @@ class Tracked:
     """None while it runs."""
     params: dict[str, str]
     tags: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Figures:
-    """Everything that was logged of a run."""
-
-    series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
-    """Name -> (step, value) in the order of steps, the last value of each step."""
-    repeated: int = 0
-    """Logs of the training loss at steps that had been logged before: work made again after a restart."""
-
-    def last(self, name: str) -> float | None:
-        """The value at the last step, or None."""
-        points = self.series.get(name)
-        return points[-1][1] if points else None
-
-    def mean(self, name: str) -> float | None:
-        """The mean over all steps, or None."""
-        points = self.series.get(name)
-        return sum(value for _, value in points) / len(points) if points else None
 
 
 def tracked_run(ref: RunRef) -> Tracked:
@@ -68,8 +49,8 @@ def tracked_run(ref: RunRef) -> Tracked:
     )
 
 
-def figures(ref: RunRef) -> Figures:
-    """The history of every figure.
+def tracked_figures(ref: RunRef) -> Figures:
+    """The history of every figure, of runs whose folder does not have it.
 
     Raises:
         UserError: MLflow does not answer, refuses, or has no such run.

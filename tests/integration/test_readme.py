@@ -125,6 +125,10 @@ def test_every_vast_command(ray_local, s3_server, mlflow_server, tmp_path, monke
     evaluated = next(text for (verb, _), text in said.items() if verb == "evaluate")
     assert "8 of 11 rows (3 not in the shards, left out); 0 unreadable counted wrong" in evaluated
     assert "no problems: every byte" in said["data", "verify"]
+    report = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Training loss, means between logs." in report
+    assert "8 of 11 rows (3 not in the shards, left out)" in report
+    assert "What could not be read" not in report
     assert (tmp_path / "k400.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((tmp_path / "ssv2-clips").glob("*.mp4"))) == 16
     check_mlflow(MlflowClient(mlflow_server))

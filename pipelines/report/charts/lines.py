@@ -10,7 +10,9 @@ from pipelines.search.axes import Axis
 WIDTH, HEIGHT = 460, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 10, 10, 38
 MOST_POINTS = 400
-"""Of more, means of equally many neighbours are drawn."""
+"""Of a curve with more, means of equally many neighbours are drawn."""
+MOST_LONE_POINTS = 2000
+"""Of more points that are no curve, every second, third, ... is drawn: they have no neighbours."""
 _MOST_DOTS = 80
 
 
@@ -29,6 +31,8 @@ class Line:
     """Whether the points are connected."""
     step: bool = False
     """Whether the value stays until the next point."""
+    strength: float = 1.0
+    """From 0, pale, to 1."""
 
 
 def line_chart(
@@ -43,20 +47,21 @@ def line_chart(
         log_y: Logarithmic values.
         bounds: Values that the vertical axis includes in any case.
     """
-    drawn = [(line, thinned(line.points)) for line in lines]
+    drawn = [(line, thinned(line)) for line in lines]
     values = [value for _, points in drawn for _, value in points]
     x_axis = Axis.of_numbers(x, [at for _, points in drawn for at, _ in points])
     y_axis = Axis.of_numbers(y, [*values, *(bounds or ())], log=log_y and bool(values) and min(values) > 0)
     parts = [_frame(x_axis, y_axis)]
     for line, points in drawn:
         places = [(_x(x_axis.place(at)), _y(y_axis.place(value))) for at, value in points]
+        pale = f"opacity:{0.3 + 0.7 * line.strength:.2f}" if line.strength < 1 else None
         if line.joined and len(places) > 1:
-            parts.append(tag("path", class_=f"line {line.kind}", d=_path(places, line.step)))
+            parts.append(tag("path", class_=f"line {line.kind}", style=pale, d=_path(places, line.step)))
         if line.dots or len(places) == 1 or not line.joined:
             shown = points if len(points) <= _MOST_DOTS or not line.joined else []
             for (at, value), (left, top) in zip(shown, places, strict=False):
                 told = tag("title", f"{line.label}: {value:.4g} at {x} {at:,.6g}")
-                parts.append(tag("circle", told, class_=f"dot {line.kind}", cx=left, cy=top, r=2.6))
+                parts.append(tag("circle", told, class_=f"dot {line.kind}", style=pale, cx=left, cy=top, r=2.6))
     names = ", ".join(dict.fromkeys(line.label for line in lines))
     label = f"{y} over {x}: {names}" if names != y else f"{y} over {x}"
     return tag(
@@ -85,9 +90,12 @@ def _dot(kind: str) -> Html:
     return tag("circle", class_=f"dot {kind}", cx=11, cy=5, r=3)
 
 
-def thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most `MOST_POINTS` finite points, each the mean of equally many neighbours."""
-    finite = [(at, value) for at, value in points if math.isfinite(value) and math.isfinite(at)]
+def thinned(line: Line) -> list[tuple[float, float]]:
+    """The line's finite points, no more than can be told apart."""
+    finite = [(at, value) for at, value in line.points if math.isfinite(value) and math.isfinite(at)]
+    if not line.joined or line.step:  # a mean of these would be a value that never was
+        stride = math.ceil(len(finite) / MOST_LONE_POINTS) or 1
+        return finite[:-1][::stride] + finite[-1:]
     together = math.ceil(len(finite) / MOST_POINTS)
     if together <= 1:
         return finite

@@ -18,6 +18,8 @@ class Thread:
     values: dict[str, Any]
     """Axis name -> value; an axis that is not there is passed by."""
     kind: str
+    strength: float = 1.0
+    """From 0, pale, to 1."""
 
 
 def parallel_chart(axes: Sequence[Axis], threads: Sequence[Thread], label: str) -> Html:
@@ -31,7 +33,8 @@ def parallel_chart(axes: Sequence[Axis], threads: Sequence[Thread], label: str) 
             if axis.name in thread.values
         ]
         told = tag("title", thread.label)
-        parts.append(tag("path", told, class_=f"line {thread.kind}", d="M" + "L".join(corners)))
+        pale = f"opacity:{0.3 + 0.7 * thread.strength:.2f}" if thread.strength < 1 else None
+        parts.append(tag("path", told, class_=f"line {thread.kind}", style=pale, d="M" + "L".join(corners)))
     for number, axis in enumerate(axes):
         left = _SIDE + number * step
         parts.append(tag("line", class_="axis", x1=left, x2=left, y1=_y(0), y2=_y(1)))

@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.report.charts.bars import bars, share_bar
-from pipelines.report.charts.lines import HEIGHT, MOST_POINTS, WIDTH, Line, legend, line_chart, thinned
+from pipelines.report.charts.lines import (
+    HEIGHT,
+    MOST_LONE_POINTS,
+    MOST_POINTS,
+    WIDTH,
+    Line,
+    legend,
+    line_chart,
+    thinned,
+)
 from pipelines.report.charts.matrix import confusion_chart
 from pipelines.report.charts.parallel import Thread, parallel_chart
 from pipelines.search.axes import Axis
@@ -43,10 +52,20 @@ def test_a_value_stays_until_the_next_in_a_step_line():
 
 def test_many_points_become_means():
     points = [(n, float(n % 2)) for n in range(10 * MOST_POINTS)]
-    few = thinned(points)
+    few = thinned(Line("loss", points))
     assert len(few) <= MOST_POINTS
     assert {value for _, value in few} == {0.5}
-    assert thinned(points[:50]) == points[:50]
+    assert thinned(Line("loss", points[:50])) == points[:50]
+
+
+@pytest.mark.parametrize("look", [{"joined": False}, {"step": True}])
+def test_points_that_are_no_curve_are_never_mixed(look):
+    points = [(n, float(n % 2)) for n in range(3 * MOST_LONE_POINTS)]
+    few = thinned(Line("trials", points, **look))
+    assert len(few) <= MOST_LONE_POINTS + 1
+    assert set(few) <= set(points)
+    assert few[-1] == points[-1]
+    assert thinned(Line("none", [], **look)) == []
 
 
 def test_whole_numbers_have_no_ticks_between_them():

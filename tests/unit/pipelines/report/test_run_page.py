@@ -1,21 +1,20 @@
-import csv
 import json
 from dataclasses import asdict, replace
+from unittest.mock import Mock
 
-import numpy as np
 import pytest
 
 from pipelines import cli, tracking
-from pipelines.launch import Finished
+from pipelines.history import HistoryKeeper
 from pipelines.report.run_facts import default_settings, gather
 from pipelines.report.write import write_report
 from pipelines.tracking import RunRef
 from tests.unit.pipelines.report.read_page import EVIL, Page
+from tests.unit.pipelines.report.runs import make_evaluation, make_run
 from vast.dataset_format import read_manifest
 from vast.storage import open_store
 from vast.train.checkpoint import ModelCard
 from vast.train.config import TrainConfig
-from vast.train.metrics import Score
 
 
 @pytest.fixture(autouse=True)
@@ -23,73 +22,6 @@ def mlflow_here(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("VAST_SPOOL", str(tmp_path / "spool"))
     monkeypatch.chdir(tmp_path)
-
-
-def make_run(folder, shards, *, classes=None, finished=True, init_from="", name="small", num_classes=8):
-    """A run's folder and its MLflow run, as training leaves them."""
-    config = TrainConfig.model_validate(
-        {
-            "name": name,
-            "model": {"name": "vast_micro"},
-            "data": {"url": shards, "num_frames": 4, "crop_size": 32},
-            "optim": {"lr": 0.004},
-            "init_from": init_from,
-        }
-    )
-    classes = classes or [f"class {k}" for k in range(num_classes)]
-    url = str(folder / config.run_name())
-    manifest = read_manifest(shards)
-    ref = tracking.create_run(
-        tracking.tracking_uri(),
-        config.run_name(),
-        params=config.flat(),
-        tags={"run.url": url, "run.kind": "finetune", "dataset.digest": manifest.digest},
-    )
-    for step in (10, 20, 30):
-        stall = {"stall/wait_share": 0.25, "stall/to_device_share": 0.05, "stall/compute_share": 0.7}
-        figures = {"train/loss": 3.0 / step, "optim/lr": 1e-3, "data/skipped": 2.0, "stall/wait": 0.1, **stall}
-        figures |= {"stall/all_reduce_share": 0.0, "eval/top1": float(step), "eval/top5": 2.0 * step}
-        tracking.log_figures(ref, figures, step)
-    tracking.log_figures(ref, {"train/loss": 0.1}, 30)  # made again after a restart
-    K = len(classes)
-    confusion_KK = 3 * np.eye(K, dtype=np.int64)
-    confusion_KK[0, 1] = 1
-    score = Score(records=4 * K, samples=3 * K + 1, unreadable=1, top1=90.0, top5=99.0, mean_class=89.0,
-                  confusion_KK=confusion_KK)  # fmt: skip
-    card = ModelCard(config.model_dump(mode="json"), classes, manifest.digest, 30, {"eval/top1": 30.0})
-    store = open_store(url)
-    store.put_bytes("run.json", json.dumps(asdict(ref)).encode())
-    place = "model" if finished else "step-00000030"
-    store.put_bytes(f"{place}/model.json", json.dumps(asdict(card)).encode())
-    if finished:
-        done = Finished(url, ref, 30, score, card)
-        plain = {"tracking": asdict(ref), "step": 30, "score": score.to_json(), "card": asdict(done.card)}
-        store.put_bytes("result.json", json.dumps(plain).encode())
-    return url, ref
-
-
-def make_evaluation(folder, ref, url, classes):
-    """An evaluation's folder without its predictions, and its MLflow run."""
-    folder.mkdir()
-    content = {
-        "model": {"url": f"{url}/model", "name": "small", "step": 30},
-        "dataset": {"url": "shards", "name": "ssv2"},
-        "protocol": {"name": "4x3", "in_words": "4 clips x 3 crops"},
-        "top1": 77.5, "top5": 98.0, "mean_class": 76.0,
-        "denominator": "8 of 9 rows (1 not in the shards, left out); 0 unreadable counted wrong",
-        "identity": {"split": "val", "dataset": "sha256:0", "temporal_clips": 4},
-        "on": "1 rank in this process", "seconds": 12.5, "leaks": {"leaks": [EVIL], "unchecked": []},
-        "software": {"vast": "0"}, "tracking": asdict(ref),
-    }  # fmt: skip
-    (folder / "evaluation.json").write_text(json.dumps(content))
-    with open(folder / "per_class.csv", "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["label", "name", "samples", "top1", "top5", "predicted", "taken_for", "taken_for_count"])
-        writer.writerows([k, name, 4, 75.0 if k == 0 else 100.0, 100.0, 4, "", 0] for k, name in enumerate(classes))
-    with open(folder / "confusions.csv", "w", newline="") as file:
-        csv.writer(file).writerows([["true", "predicted", "count", "share"], [classes[0], classes[1], 1, 25.0]])
-    tags = {"run.kind": "evaluate", "results.url": str(folder), "training.run_id": ref.run_id}
-    return tracking.create_run(tracking.tracking_uri(), "evaluate", params={}, tags=tags, parent=ref.run_id)
 
 
 def read(out):
@@ -149,6 +81,23 @@ def test_evaluations_of_the_run_are_in_its_story_and_have_their_own(tmp_path, ss
         assert "taken for class 1: 1 (25.0 %)" in text
 
 
+def test_curves_need_no_tracking_server_where_the_run_kept_them(tmp_path, ssv2_shards):
+    url, _ = make_run(tmp_path / "runs", ssv2_shards)
+    keeper = HistoryKeeper(url, Mock())
+    for step in (10, 20):
+        keeper.log(step, {"train/loss": 1.0, "optim/lr": 1e-3, "stall/wait_share": 0.4, "stall/compute_share": 0.6})
+        keeper.log(step, {"eval/top1": 33.0})
+    keeper.write(20)
+    (tmp_path / "mlflow.db").unlink()
+    write_report(url, tmp_path / "report.html")
+    text = read(tmp_path / "report.html").text
+    assert "loss over step: training loss" in text
+    assert "waiting for data 40.0 %" in text
+    assert "top-1: 33 at step 20" in text
+    assert "times, environment and evaluations: MLflow: there is no tracking database" in text
+    assert "made again" not in text  # which this source does not tell
+
+
 def test_a_run_that_has_not_finished_says_so(tmp_path, ssv2_shards):
     url, _ = make_run(tmp_path / "runs", ssv2_shards, finished=False)
     write_report(url, tmp_path / "report.html")
@@ -201,7 +150,7 @@ def test_many_classes_are_a_curve_and_extremes(tmp_path, ssv2_shards):
     url, _ = make_run(tmp_path / "runs", ssv2_shards, num_classes=174)
     write_report(url, tmp_path / "report.html")
     page = read(tmp_path / "report.html")
-    assert "Top-1 of 174 classes." in page.text
+    assert "Top-1 of 174 classes, of the samples that could be scored." in page.text
     assert "The 10 best and 10 worst." in page.text
     assert "Confusion matrix" not in page.text
     assert len(page.source) < 300_000
