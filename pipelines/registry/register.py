@@ -119,8 +119,6 @@ def _log(client: Any, found: FoundModel, card: ModelCard, predictor: Predictor, 
     import pandas as pd
 
     uri = tracking.tracking_uri()
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
     run = found.training_run
     if run is None or run.tracking_uri != uri or tracking.tags(run) is None:
         tags = {"run.kind": "register", "model.url": found.url}
@@ -134,6 +132,8 @@ def _log(client: Any, found: FoundModel, card: ModelCard, predictor: Predictor, 
         settings = {"protocol": predictor.protocol.name}
         (folder / served_model.SERVING).write_text(json.dumps(settings) + "\n", encoding="utf-8")
         with tracking.ending(run):
+            before = mlflow.get_tracking_uri()
+            mlflow.set_tracking_uri(uri)  # log_model knows no other way
             mlflow.start_run(run_id=run.run_id)
             try:
                 info = mlflow.pyfunc.log_model(
@@ -147,6 +147,7 @@ def _log(client: Any, found: FoundModel, card: ModelCard, predictor: Predictor, 
                 )
             finally:
                 mlflow.end_run()
+                mlflow.set_tracking_uri(before)
     if not any(known.name == name for known in client.search_registered_models(f"name = '{name}'")):
         client.create_registered_model(name)
     tags = {

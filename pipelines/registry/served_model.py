@@ -1,8 +1,9 @@
 """The registered model as MLflow loads it: weights as safetensors, code from this package, nothing unpickled.
 
 MLflow runs this file when the model is loaded (models from code). One row is one video: its bytes in `video` (base64 in
-a JSON request), or a file or URL in `path`. A server reads paths only below what VAST_SERVE_ROOTS allows (folders and
-s3:// prefixes, separated by commas): a client of a network service has no business with the server's files.
+a JSON request), or a file or URL in `path`; all rows of a request give the same one of these. A server reads paths only
+below what VAST_SERVE_ROOTS allows (folders and s3:// prefixes, separated by commas): a client of a network service has
+no business with the server's files.
 """
 
 import json
