@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_search(commands)
     _add_evaluate(commands)
     _add_export(commands)
+    _add_track(commands)
     _add_ui(commands)
     return parser
 
@@ -277,6 +278,15 @@ def _add_export(commands) -> None:  # type: ignore[no-untyped-def]
     export.add_argument("--format", choices=["pt2", "onnx"], required=True, help="torch.export's archive, or ONNX")
     export.add_argument("--out", default="", metavar="FILE", help="path or URL (default: named after the recipe, here)")
     export.set_defaults(run=_export)
+
+
+def _add_track(commands) -> None:  # type: ignore[no-untyped-def]
+    track = commands.add_parser("track", help="what waits on this machine for the tracking server")
+    verbs = track.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("status", help="what waits, for which run and server").set_defaults(run=_track_status)
+    flush = verbs.add_parser("flush", help="send what waits; exit code 1 if some still does")
+    flush.add_argument("--run", dest="run_id", default="", metavar="ID", help="of this MLflow run (default: of all)")
+    flush.set_defaults(run=_track_flush)
 
 
 def _add_ui(commands) -> None:  # type: ignore[no-untyped-def]
@@ -494,6 +504,18 @@ def _export(args: argparse.Namespace, terminal: Terminal) -> None:
     terminal.say(f"{done.url}: {done.size_bytes / 1e6:.1f} MB")
     batches = " and ".join(map(str, CHECKED_BATCHES))
     terminal.say(f"loaded again and run on {batches} clips: logits within {done.difference:.1e} of the model's")
+
+
+def _track_status(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.track import show_status
+
+    show_status(terminal)
+
+
+def _track_flush(args: argparse.Namespace, terminal: Terminal) -> int:
+    from pipelines.track import flush_all
+
+    return 0 if flush_all(args.run_id, terminal) else EXIT_FAILED
 
 
 def _ui(args: argparse.Namespace, terminal: Terminal) -> None:

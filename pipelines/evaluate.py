@@ -133,9 +133,10 @@ def evaluate(request: EvaluateRequest, terminal: Terminal) -> Evaluation:
     run = _known_run(store, identity)
     if run is not None and store.exists(EVALUATION):
         terminal.say(f"  already evaluated: {store.url}")
+        tracking.flush(run)  # what of it still waits on this machine
         return _read_back(subject, store, run)
     run = _begin(store, identity, subject, run)
-    with tracking.ending(run):
+    with tracking.ending(run, terminal.warn):
         begun = time.monotonic()
         where = _score(subject.job, subject.model, request, store, terminal)
         told = {"on": where, "seconds": round(time.monotonic() - begun, 1), "leaks": asdict(leaks)}

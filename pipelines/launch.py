@@ -97,26 +97,26 @@ def train(
     done = read_result(run_url)
     if done is not None:
         terminal.say(f"  already finished at step {done.step}: {run_url}")
-        _say_undelivered(tracking.send_spool(done.tracking), done.tracking, terminal)
+        left = tracking.flush(done.tracking)
+        if left.left:
+            terminal.warn(
+                f"{left.left} still to be sent to {left.run.tracking_uri}, by `vast track flush`: {left.trouble}"
+            )
         return done
     if ranks.most:
         possible_ranks(config, ranks)  # before Ray is started
     connect(address)
     run = _tracking_run(config, run_url, kind)
-    with tracking.ending(run), StopSignals() as signals:
+    with tracking.ending(run, terminal.warn), StopSignals() as signals:
         value = _fit(config, terminal, signals, ranks=ranks, output=absolute(output), run=run, address=address)
         finished = Finished(run_url, run, value["step"], Score.from_json(value["score"]), ModelCard(**value["card"]))
-        _say_undelivered(value["undelivered"], run, terminal)
+        if value["undelivered"] and not tracking.flush(run).before:  # else what waits is here, and `ending` tells
+            terminal.warn(
+                f"{value['undelivered']} figures did not reach {run.tracking_uri}; they wait on the disk of rank 0's "
+                "machine, where `vast track flush` sends them"
+            )
         _keep(finished, config, terminal)
     return finished
-
-
-def _say_undelivered(count: int, run: RunRef, terminal: Terminal) -> None:
-    if count:
-        terminal.warn(
-            f"{count} figures did not reach {run.tracking_uri}; they wait on disk, on the machine of rank 0, and the "
-            "same command sends them"
-        )
 
 
 def read_result(run_url: str) -> Finished | None:

@@ -240,12 +240,12 @@ def train_rank(arguments: dict[str, Job]) -> dict[str, Any]:
         error.add_note(f"at step {run.state.step}" if run else "before the first step")
         raise
     finally:
-        lost = tracker.close() if tracker else []
+        undelivered = tracker.close() if tracker else 0
     return {  # [4] rank 0's return value reaches the driver as Result.return_value
         "step": outcome.step,
         "score": outcome.score.to_json(),
         "card": asdict(outcome.card),
-        "undelivered": len(lost) + (tracker.dropped if tracker else 0),
+        "undelivered": undelivered,
     }
 
 

@@ -6,10 +6,12 @@ mode loses the points. So figures go through a queue and a spool of ours.
 
 import os
 
-from pipelines.tracking.ending import ending, log_files
-from pipelines.tracking.runs import PARENT_TAG, RunRef, create_run, log_dataset, reopen, tags, tracking_uri
-from pipelines.tracking.sender import MlflowTracker, log_figures, send_spool
+from pipelines.tracking.delivery import Flushed, flush, waiting_runs
+from pipelines.tracking.ending import ending, log_files, reopen, set_tags
+from pipelines.tracking.runs import PARENT_TAG, RunRef, create_run, log_dataset, tags, tracking_uri
+from pipelines.tracking.sender import MlflowTracker, log_figures
 from pipelines.tracking.source import source_tags
+from pipelines.tracking.spool import Waiting
 from pipelines.tracking.ui import serve_ui
 
 # Each module imports mlflow where it is used, so this comes first: fail fast, and keep it from talking.
@@ -23,17 +25,21 @@ for _name, _value in {
 
 __all__ = [
     "PARENT_TAG",
+    "Flushed",
     "MlflowTracker",
     "RunRef",
+    "Waiting",
     "create_run",
     "ending",
+    "flush",
     "log_dataset",
     "log_figures",
     "log_files",
     "reopen",
-    "send_spool",
     "serve_ui",
+    "set_tags",
     "source_tags",
     "tags",
     "tracking_uri",
+    "waiting_runs",
 ]

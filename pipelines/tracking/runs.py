@@ -1,4 +1,4 @@
-"""Runs on the tracking server: make one, link data to it, read its tags, open it again."""
+"""Runs on the tracking server: make one, link data to it, read its tags."""
 
 import json
 import os
@@ -55,7 +55,7 @@ def create_run(
         for start in range(0, len(entries), 100):  # the server's limit for one batch
             client.log_batch(run.info.run_id, params=entries[start : start + 100])
     except MlflowException as error:
-        raise _unusable(uri, error) from error
+        raise unusable(uri, error) from error
     return RunRef(uri, run.info.run_id)
 
 
@@ -81,26 +81,6 @@ def _experiment(client: Any, uri: str, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=location))
 
 
-def reopen(run: RunRef) -> bool:
-    """Set an existing run to RUNNING again; False when the server does not know it.
-
-    A server that does not answer does not keep a known run from going on: its figures wait on disk.
-
-    Raises:
-        UserError: the server refuses this user.
-    """
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        MlflowClient(run.tracking_uri).update_run(run.run_id, status="RUNNING")
-    except MlflowException as error:
-        if error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-            raise _unusable(run.tracking_uri, error) from error
-        return bool(error.error_code != "RESOURCE_DOES_NOT_EXIST")
-    return True
-
-
 def tags(run: RunRef) -> dict[str, str] | None:
     """The tags of a run; None when the server does not know it.
 
@@ -115,10 +95,11 @@ def tags(run: RunRef) -> dict[str, str] | None:
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
-        raise _unusable(run.tracking_uri, error) from error
+        raise unusable(run.tracking_uri, error) from error
 
 
-def _unusable(uri: str, error: Exception) -> UserError:
+def unusable(uri: str, error: Exception) -> UserError:
+    """What a person reads about a server that cannot be used."""
     return UserError(
         f"MLFLOW_TRACKING_URI: the tracking server at {uri} cannot be used: {error}; start it, correct the address "
         "or unset the variable to track into a local file"

@@ -113,7 +113,7 @@ def test_training_goes_on_without_the_mlflow_server_and_every_figure_is_there_on
         before = newest_step(run)
         while newest_step(run) < before + 100:
             assert pause(driver, 0.1), "the run ended before the server could come back"
-        assert list((tmp_path / "spool").glob("*.jsonl"))
+        assert list((tmp_path / "spool").glob("*/*.points"))
         server = start_mlflow(tmp_path, free_port)
         assert not pause(driver, LIMIT_S)
         client = MlflowClient(f"http://127.0.0.1:{free_port}")
@@ -121,7 +121,7 @@ def test_training_goes_on_without_the_mlflow_server_and_every_figure_is_there_on
         steps = [point.step for point in client.get_metric_history(tracked.info.run_id, "train/loss")]
         assert steps == list(range(2, 3 * epochs + 1, 2))
         assert tracked.info.status == "FINISHED"
-        assert not list((tmp_path / "spool").glob("*.jsonl"))
+        assert not list((tmp_path / "spool").glob("*/*.points"))
     finally:
         kill_tree(server.pid)
 
