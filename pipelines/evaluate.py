@@ -241,7 +241,12 @@ def _tracking_run(subject: _Subject, identity: dict[str, Any], results_url: str)
     params = {"model": subject.found.url, "data": job.data_url, "eval.protocol": subject.protocol.name, **identity}
     name = f"evaluate-{subject.config.name}-{subject.protocol.name}"
     run = tracking.create_run(uri, name, params=params, tags=tags, parent=parent)
-    tracking.log_dataset(run, subject.manifest.name, job.data_url, subject.manifest.digest, "evaluation")
+    counts = {"samples": job.num_samples, "records": subject.manifest.splits[job.split].records}
+    dataset = f"{subject.manifest.name}/{job.split}"
+    tracking.log_dataset(run, dataset, job.data_url, subject.manifest.digest, "evaluation", counts)
+    if parent and training is not None:
+        tracking.log_model_input(run, training)
+        tracking.set_tags(training, {f"evaluated_by.{run.run_id}": name})
     return run
 
 

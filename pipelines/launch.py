@@ -13,11 +13,12 @@ import yaml
 
 from pipelines import plots, tracking
 from pipelines.config import absolute
+from pipelines.history import read_history
 from pipelines.ranks import Ranks, one_for_each_gpu, possible_ranks, scaling_for
 from pipelines.stopping import StopSignals
 from pipelines.terminal import Terminal
 from pipelines.tracking import RunRef
-from vast.dataset_format import read_manifest
+from pipelines.training_run import NOTE, finished_note, open_run
 from vast.errors import ObjectMissing, UserError
 from vast.storage import join_url, open_store
 from vast.train.checkpoint import ModelCard
@@ -25,7 +26,6 @@ from vast.train.config import TrainConfig
 from vast.train.metrics import Score
 
 RESULT = "result.json"
-RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,9 @@ def train(
     if ranks.most:
         possible_ranks(config, ranks)  # before Ray is started
     connect(address)
-    run = _tracking_run(config, run_url, kind)
+    import ray
+
+    run = open_run(config, run_url, kind, num_nodes=len(ray.nodes()))
     with tracking.ending(run, terminal.warn), StopSignals() as signals:
         value = _fit(config, terminal, signals, ranks=ranks, output=absolute(output), run=run, address=address)
         finished = Finished(run_url, run, value["step"], Score.from_json(value["score"]), ModelCard(**value["card"]))
@@ -115,7 +117,7 @@ def train(
                 f"{value['undelivered']} figures did not reach {run.tracking_uri}; they wait on the disk of rank 0's "
                 "machine, where `vast track flush` sends them"
             )
-        _keep(finished, config, terminal)
+        _keep(finished, config, kind, terminal)
     return finished
 
 
@@ -128,32 +130,6 @@ def read_result(run_url: str) -> Finished | None:
     return Finished(
         run_url, RunRef(**plain["tracking"]), plain["step"], Score.from_json(plain["score"]), ModelCard(**plain["card"])
     )
-
-
-def _tracking_run(config: TrainConfig, run_url: str, kind: str) -> RunRef:
-    """The MLflow run of this Ray run: the one it had before it was interrupted, else a new one."""
-    store = open_store(run_url)
-    try:
-        known = RunRef(**json.loads(store.get_bytes(RUN)))
-        if known.tracking_uri == tracking.tracking_uri() and tracking.reopen(known):
-            return known
-    except ObjectMissing:
-        pass
-    manifest = read_manifest(config.data.url)
-    run = tracking.create_run(
-        tracking.tracking_uri(),
-        config.run_name(),
-        params=config.flat(),
-        tags={
-            "dataset.digest": manifest.digest,
-            "dataset.url": config.data.url,
-            "run.url": run_url,
-            "run.kind": kind,
-        },
-    )
-    tracking.log_dataset(run, manifest.name, config.data.url, manifest.digest, "training")
-    store.put_bytes(RUN, json.dumps(asdict(run)).encode())
-    return run
 
 
 def _fit(
@@ -188,7 +164,7 @@ def _fit(
     return supervise(attempt, progress=lambda: fit.stored, warn=terminal.warn, sleep=signals.sleep)
 
 
-def _keep(finished: Finished, config: TrainConfig, terminal: Terminal) -> None:
+def _keep(finished: Finished, config: TrainConfig, kind: str, terminal: Terminal) -> None:
     """Write the outcome beside the checkpoints and into MLflow."""
     with run_files(finished.score, finished.card, config) as folder:
         store = open_store(finished.run_url)
@@ -198,6 +174,9 @@ def _keep(finished: Finished, config: TrainConfig, terminal: Terminal) -> None:
             terminal.warn(problem)
         for name in ("recipe.yaml", "confusion_matrix.png"):
             store.put_file(name, folder / name)
+    note = finished_note(config, kind, finished.model_url, finished.score, read_history(finished.run_url))
+    tracking.set_tags(finished.tracking, {NOTE: note})
+    tracking.model_is_ready(finished.tracking)
     plain = {
         "tracking": asdict(finished.tracking),
         "step": finished.step,

@@ -3,7 +3,7 @@
 from pipelines import tracking
 from pipelines.terminal import Terminal
 from pipelines.tracking import RunRef, Waiting
-from pipelines.tracking.spool import spool_folder
+from pipelines.tracking.spool import spool_folder, spools
 from vast.errors import UserError
 
 
@@ -22,20 +22,21 @@ def flush_all(run_id: str, terminal: Terminal) -> bool:
     Raises:
         UserError: `run_id` is not empty, and nothing waits for that run.
     """
-    runs = [run for run, _ in tracking.waiting_runs() if run_id in ("", run.run_id)]
+    runs = [spool.run for spool in spools() if run_id in ("", spool.run.run_id)]
     if run_id and not runs:
         raise UserError(f"--run: nothing waits for run {run_id} in {spool_folder()}; see `vast track status`")
-    all_sent = True
+    all_sent, found = True, False
     for run in runs:
         done = tracking.flush(run)
+        found = found or bool(done.before)
         if done.left:
             all_sent = False
             terminal.warn(f"{_line(run, done.left)}: {done.trouble}")
         elif done.before:
             terminal.say(f"run {run.run_id}: sent {done.before} to {run.tracking_uri}")
         if done.left.damaged:
-            terminal.warn(_line(run, Waiting(0, 0, 0, "", done.left.damaged)))
-    if not runs:
+            terminal.warn(_line(run, Waiting(0, 0, 0, 0, "", done.left.damaged)))
+    if not found:
         terminal.say(f"nothing waits on this machine, in {spool_folder()}")
     return all_sent
 

@@ -8,6 +8,8 @@ import os
 
 from pipelines.tracking.delivery import Flushed, flush, waiting_runs
 from pipelines.tracking.ending import ending, log_files, reopen, set_tags
+from pipelines.tracking.environment import write_environment
+from pipelines.tracking.models import announce_model, log_model_input, model_is_ready
 from pipelines.tracking.runs import PARENT_TAG, RunRef, create_run, log_dataset, tags, tracking_uri
 from pipelines.tracking.sender import MlflowTracker, log_figures
 from pipelines.tracking.source import source_tags
@@ -29,12 +31,15 @@ __all__ = [
     "MlflowTracker",
     "RunRef",
     "Waiting",
+    "announce_model",
     "create_run",
     "ending",
     "flush",
     "log_dataset",
     "log_figures",
     "log_files",
+    "log_model_input",
+    "model_is_ready",
     "reopen",
     "serve_ui",
     "set_tags",
@@ -42,4 +47,5 @@ __all__ = [
     "tags",
     "tracking_uri",
     "waiting_runs",
+    "write_environment",
 ]

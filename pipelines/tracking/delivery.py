@@ -117,6 +117,8 @@ class Delivery:
         content = json.loads(path.read_text(encoding="utf-8"))
         if path.name.endswith("-tags.json"):
             client.log_batch(run_id, tags=[RunTag(key, value) for key, value in content.items()])
+        elif path.name.endswith("-model.json"):
+            client.finalize_logged_model(content["model_id"], "READY")
         else:
             client.set_terminated(run_id, content["status"], content["at_ms"])
         path.unlink()
@@ -137,7 +139,7 @@ def flush(run: RunRef) -> Flushed:
     """Send what waits on this machine for a run."""
     spool = Spool(run)
     before = spool.waiting()
-    if not before:
+    if not spool.folder.exists():
         return Flushed(run, before, before, "")
     delivery = Delivery(spool)
     delivery.send()

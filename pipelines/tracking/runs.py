@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,10 @@ class RunRef:
 
     tracking_uri: str
     run_id: str
+    model_id: str = field(default="", compare=False)
+    """MLflow's record of the model that the run makes; empty when it makes none."""
+    created_ms: int = field(default=0, compare=False)
+    """When the run was created."""
 
 
 def tracking_uri(home: Path | None = None) -> str:
@@ -56,17 +60,21 @@ def create_run(
             client.log_batch(run.info.run_id, params=entries[start : start + 100])
     except MlflowException as error:
         raise unusable(uri, error) from error
-    return RunRef(uri, run.info.run_id)
+    return RunRef(uri, run.info.run_id, created_ms=run.info.start_time)
 
 
-def log_dataset(run: RunRef, name: str, url: str, digest: str, context: str) -> None:
-    """Link a data set to a run; MLflow shows name and digest beside it."""
+def log_dataset(
+    run: RunRef, name: str, url: str, digest: str, context: str, counts: Mapping[str, int] | None = None
+) -> None:
+    """Link a data set to a run; MLflow shows name and digest beside it, and `counts` as its profile."""
     from mlflow import MlflowClient
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     short = digest.removeprefix("sha256:")[:36]  # MLflow's limit; the whole digest is in the tags
     source = json.dumps({"url": url})
-    entry = Dataset(name=name, digest=short, source_type="vast", source=source)
+    entry = Dataset(
+        name=name, digest=short, source_type="vast", source=source, profile=json.dumps(counts) if counts else None
+    )
     inputs = [DatasetInput(entry, tags=[InputTag("mlflow.data.context", context)])]
     MlflowClient(run.tracking_uri).log_inputs(run.run_id, datasets=inputs)
 

@@ -6,6 +6,7 @@ run.json             the server's address and the run's id
 <time>-<pid>.points  points, one JSON line each; its writer holds a lock on it until it is closed
 <time>-tags.json     tags to set
 <time>-files/        artifacts, at their paths in the run
+<time>-model.json    the model that the run has made is there
 <time>-end.json      the state the run ended in, and when
 damaged.txt          lines of points that could not be read
 sending              locked by the one process that sends
@@ -53,6 +54,8 @@ class Waiting:
     points: int
     tags: int
     files: int
+    models: int
+    """Models that are ready, and not yet recorded as such."""
     end: str
     """The state that the run ended in; empty when that does not wait."""
     damaged: int
@@ -60,10 +63,10 @@ class Waiting:
 
     def __bool__(self) -> bool:
         """Whether anything is still to be sent."""
-        return bool(self.points or self.tags or self.files or self.end)
+        return bool(self.points or self.tags or self.files or self.models or self.end)
 
     def __str__(self) -> str:
-        counts = {"figure": self.points, "tag": self.tags, "file": self.files}
+        counts = {"figure": self.points, "tag": self.tags, "file": self.files, "ready model": self.models}
         parts = [f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items() if count]
         parts += [f"that it is {self.end}"] if self.end else []
         return ", ".join(parts) or "nothing"
@@ -128,6 +131,10 @@ class Spool:
         """Keep the state that the run ended in."""
         self._add_json("end", {"status": status, "at_ms": at_ms})
 
+    def add_ready_model(self, model_id: str) -> None:
+        """Keep that the run's model is there."""
+        self._add_json("model", {"model_id": model_id})
+
     def add_files(self, files: Mapping[str, Path]) -> None:
         """Keep copies of files, by their artifact paths."""
         self._ensure_folder()
@@ -139,7 +146,9 @@ class Spool:
 
     def deferred(self) -> list[Path]:
         """Tags, files and ends that wait, oldest first."""
-        return sorted(path for kind in ("tags.json", "files", "end.json") for path in self.folder.glob(f"*-{kind}"))
+        return sorted(
+            path for kind in ("tags.json", "files", "model.json", "end.json") for path in self.folder.glob(f"*-{kind}")
+        )
 
     def drop_ends(self) -> None:
         """Forget that the run ended: it goes on."""
@@ -148,7 +157,7 @@ class Spool:
 
     def waiting(self) -> Waiting:
         """Count what waits."""
-        points, damaged, tags, files, end = 0, 0, 0, 0, ""
+        points, damaged, tags, files, models, end = 0, 0, 0, 0, 0, ""
         for path in self.folder.glob("*.points"):
             with contextlib.suppress(FileNotFoundError):  # delivered meanwhile
                 read = read_segment(path)
@@ -159,11 +168,13 @@ class Spool:
                     tags += len(json.loads(path.read_text(encoding="utf-8")))
                 elif path.name.endswith("-files"):
                     files += sum(one.is_file() for one in path.rglob("*"))
+                elif path.name.endswith("-model.json"):
+                    models += 1
                 else:
                     end = json.loads(path.read_text(encoding="utf-8"))["status"]
         with contextlib.suppress(FileNotFoundError):
             damaged += len((self.folder / "damaged.txt").read_text(encoding="utf-8").splitlines())
-        return Waiting(points, tags, files, end, damaged)
+        return Waiting(points, tags, files, models, end, damaged)
 
     def lock(self) -> IO[str] | None:
         """Become the process that sends; None while another one is. The lock ends with the file that is returned."""

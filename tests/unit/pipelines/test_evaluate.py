@@ -174,7 +174,7 @@ def test_every_row_is_in_the_predictions_and_unreadable_ones_say_why(tiny, damag
     assert record.data.tags["dataset.digest"] == read_manifest(damaged).digest
     assert record.data.tags["model.url"] == tiny
     assert record.data.params["crop_size"] == "32"
-    assert record.inputs.dataset_inputs[0].dataset.name == "ssv2"
+    assert record.inputs.dataset_inputs[0].dataset.name == "ssv2/val"
     names = {file.path for file in client.list_artifacts(done.tracking.run_id)}
     # probabilities of all classes stay in the results
     assert names == {"confusion_matrix.png", "confusions.csv", "evaluation.json", "per_class.csv"}
