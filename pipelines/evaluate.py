@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipelines import tracking
+from pipelines import plots, tracking
 from pipelines.config import absolute
 from pipelines.eval_checks import LeakCheck, check_data, check_leaks
 from pipelines.eval_parts import PART, EvalJob, join_parts, part_key, read_predictions
@@ -30,7 +30,7 @@ from pipelines.tracking import RunRef
 from vast import __version__
 from vast.data.protocols import FUSION, EvalProtocol, resolve_protocol
 from vast.dataset_format import Manifest, read_manifest
-from vast.errors import ObjectMissing, UserError
+from vast.errors import ObjectMissing, StoreError, UserError
 from vast.models.vast import Vast
 from vast.sample_index import read_index
 from vast.storage import Store, join_url, open_store
@@ -304,6 +304,7 @@ def _finish(
         report.write(
             folder, f"{subject.config.name}: top-1 {result.top1:.1f} % ({job.protocol}), {result.samples} samples"
         )
+        _picture_mistakes(subject, folder, terminal)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == EVALUATION):
             store.put_file(path.name, path)
         for number in range(len(job.parts)):
@@ -321,6 +322,15 @@ def _report(subject: _Subject, predictions: Path) -> Report:
     manifest = subject.manifest
     records = manifest.splits[subject.job.split].records
     return Report.of(read_predictions(predictions), subject.label_of_sample_M, manifest.classes, records)
+
+
+def _picture_mistakes(subject: _Subject, folder: Path, terminal: Terminal) -> None:
+    job, title = subject.job, f"Worst mistakes of {subject.config.name} on {subject.job.split}"
+    predictions, names = read_predictions(folder / PREDICTIONS), subject.manifest.classes
+    try:
+        plots.worst_mistakes(folder / "worst_mistakes.png", job.data_url, job.split, predictions, names, title)
+    except StoreError as error:  # the figures are there; they are not lost for a picture
+        terminal.warn(f"worst_mistakes.png was not drawn: {error}")
 
 
 def _content(

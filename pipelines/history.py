@@ -22,6 +22,13 @@ from vast.storage import join_url, open_store
 from vast.train.tracker import Tracker
 
 FOLDER = "history"
+STEP_PARTS = {
+    "compute": "computing",
+    "all_reduce": "waiting for other ranks",
+    "to_device": "copying to the device",
+    "wait": "waiting for data",
+}
+"""Parts of a step, of which `stall/<part>` has the seconds (vast.train.stall), in words."""
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import yaml
 
 from pipelines import plots, tracking
 from pipelines.config import absolute
-from pipelines.history import read_history
+from pipelines.history import History, read_history
 from pipelines.ranks import Ranks, one_for_each_gpu, possible_ranks, scaling_for
 from pipelines.stopping import StopSignals
 from pipelines.terminal import Terminal
@@ -166,15 +167,17 @@ def _fit(
 
 def _keep(finished: Finished, config: TrainConfig, kind: str, terminal: Terminal) -> None:
     """Write the outcome beside the checkpoints and into MLflow."""
-    with run_files(finished.score, finished.card, config) as folder:
+    history = read_history(finished.run_url)
+    with run_files(finished.score, finished.card, config, history) as folder:
         store = open_store(finished.run_url)
         _copy_model(finished, folder / "model")
         problem = tracking.log_files(finished.tracking, folder)
         if problem:
             terminal.warn(problem)
-        for name in ("recipe.yaml", "confusion_matrix.png"):
-            store.put_file(name, folder / name)
-    note = finished_note(config, kind, finished.model_url, finished.score, read_history(finished.run_url))
+        for path in sorted(folder.iterdir()):
+            if path.is_file():  # the model is there already
+                store.put_file(path.name, path)
+    note = finished_note(config, kind, finished.model_url, finished.score, history)
     tracking.set_tags(finished.tracking, {NOTE: note})
     tracking.model_is_ready(finished.tracking)
     plain = {
@@ -194,11 +197,17 @@ def _copy_model(finished: Finished, folder: Path) -> None:
 
 
 @contextmanager
-def run_files(result: Score, card: ModelCard, config: TrainConfig) -> Iterator[Path]:
-    """A scratch folder with what a person wants to see of a run: recipe, picture, per-class table."""
+def run_files(result: Score, card: ModelCard, config: TrainConfig, history: History) -> Iterator[Path]:
+    """A scratch folder with what a person wants to see of a run: its recipe and pictures."""
     with TemporaryDirectory(prefix="vast-run-") as scratch:
         folder = Path(scratch)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         title = f"{config.name}: top-1 {result.top1:.1f} % ({config.eval.protocol}), {result.samples} samples"
         plots.confusion_matrix(folder / "confusion_matrix.png", result.confusion_KK, card.classes, title)
+        plots.most_confused(folder / "most_confused.png", result.confusion_KK, card.classes, title)
+        samples_K = result.confusion_KK.sum(axis=1)
+        top1_K = 100.0 * np.diag(result.confusion_KK) / np.maximum(samples_K, 1)
+        plots.per_class_accuracy(folder / "per_class_accuracy.png", top1_K, samples_K, card.classes, title)
+        plots.learning_curves(folder / "learning_curves.png", history, title)
+        plots.where_time_goes(folder / "where_time_goes.png", history, f"{config.name}: where a step's time goes")
         yield folder

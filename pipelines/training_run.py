@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipelines import tracking
-from pipelines.history import History
+from pipelines.history import STEP_PARTS, History
 from pipelines.tracking import RunRef
 from vast.dataset_format import Manifest, read_manifest
 from vast.errors import ObjectMissing, StoreError, UserError
@@ -18,12 +18,6 @@ from vast.train.metrics import Score
 RUN = "run.json"
 """In a run's folder: its MLflow run."""
 NOTE = "mlflow.note.content"
-PARTS = {
-    "wait": "waiting for data",
-    "to_device": "copies to the device",
-    "compute": "computing",
-    "all_reduce": "waiting for other ranks",
-}
 
 
 def read_run(run_url: str) -> RunRef | None:
@@ -138,21 +132,25 @@ def _pace(history: History) -> str:
 
 
 def _mishaps(history: History) -> str:
-    counts = {"samples were skipped": "data/skipped", "steps had no finite gradient": "train/nonfinite"}
-    found = {what: history.series(name)[1] for what, name in counts.items()}
-    parts = [f"{int(value_S[-1])} {what}" for what, value_S in found.items() if len(value_S) and value_S[-1]]
-    return f"{' and '.join(parts)}." if parts else "No sample was skipped."
+    counts = {"samples skipped": "data/skipped", "steps without a finite gradient": "train/nonfinite"}
+    parts = [f"{what}: {_last(history, name):,}" for what, name in counts.items()]
+    return f"{'; '.join(parts).capitalize()}."
+
+
+def _last(history: History, name: str) -> int:
+    value_S = history.series(name)[1]
+    return int(value_S[-1]) if len(value_S) else 0
 
 
 def _where_time_went(history: History) -> str:
     shares = stall_shares(history)
-    parts = [f"{100 * share:.0f} % {PARTS[part]}" for part, share in shares.items() if share >= 0.005]
+    parts = [f"{100 * share:.0f} % {STEP_PARTS[part]}" for part, share in shares.items() if share >= 0.005]
     return f"A step's time on rank 0: {', '.join(parts)}." if parts else ""
 
 
 def stall_shares(history: History) -> Mapping[str, float]:
     """Mean share of a step's time by part, over the whole run; empty when nothing was logged."""
-    seconds = {part: history.series(f"stall/{part}")[1] for part in PARTS}
+    seconds = {part: history.series(f"stall/{part}")[1] for part in STEP_PARTS}
     whole_s = sum(float(value_S.sum()) for value_S in seconds.values())
     return {part: float(value_S.sum()) / whole_s for part, value_S in seconds.items()} if whole_s else {}
 
