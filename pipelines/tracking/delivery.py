@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from pipelines.tracking.runs import RunRef
+from pipelines.tracking.runs import RunRef, reason
 from pipelines.tracking.spool import Point, Spool, Waiting, read_segment, spools
 
 BATCH = 500  # the server's limit is 1000
@@ -63,7 +63,7 @@ class Delivery:
             for path in self.spool.deferred():
                 self._send_deferred(path)
         except Exception as error:  # whatever the server, the network, the database or the disk says, work goes on
-            self.trouble = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.trouble = reason(error)
             return False
         self.trouble = ""
         return True

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from pipelines.tracking.delivery import flush
-from pipelines.tracking.runs import RunRef, unusable
+from pipelines.tracking.runs import RunRef, reason, unusable
 from pipelines.tracking.spool import Spool
 
 
@@ -29,9 +29,10 @@ def log_files(run: RunRef, folder: Path, artifact_path: str = "") -> str | None:
             client.log_artifact(run.run_id, str(path), None if parent == "." else parent)
             del left[name]
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         Spool(run).add_files(left)
-        return f"{len(left)} files did not reach MLflow and wait on disk; `vast track flush` sends them: {reason}"
+        return (
+            f"{len(left)} files did not reach MLflow and wait on disk; `vast track flush` sends them: {reason(error)}"
+        )
     return None
 
 

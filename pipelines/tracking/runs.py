@@ -106,6 +106,12 @@ def tags(run: RunRef) -> dict[str, str] | None:
         raise unusable(run.tracking_uri, error) from error
 
 
+def reason(error: Exception) -> str:
+    """An error in part of a line; what requests says of a server that is away is several."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first if len(first) <= 160 else f"{first[:160]}…"
+
+
 def unusable(uri: str, error: Exception) -> UserError:
     """What a person reads about a server that cannot be used."""
     return UserError(
