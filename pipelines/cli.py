@@ -94,6 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_export(commands)
     _add_report(commands)
+    _add_track(commands)
     _add_ui(commands)
     return parser
 
@@ -333,6 +334,15 @@ def _add_report(commands) -> None:  # type: ignore[no-untyped-def]
     report.add_argument("what", metavar="RUN|CAMPAIGN", help="URL of its folder, or the id of its MLflow run")
     report.add_argument("--out", default="report.html", metavar="FILE", help="(default: report.html)")
     report.set_defaults(run=_report)
+
+
+def _add_track(commands) -> None:  # type: ignore[no-untyped-def]
+    track = commands.add_parser("track", help="what waits on this machine for the tracking server")
+    verbs = track.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs.add_parser("status", help="what waits, for which run and server").set_defaults(run=_track_status)
+    flush = verbs.add_parser("flush", help="send what waits; exit code 1 if some still does")
+    flush.add_argument("--run", dest="run_id", default="", metavar="ID", help="of this MLflow run (default: of all)")
+    flush.set_defaults(run=_track_flush)
 
 
 def _add_ui(commands) -> None:  # type: ignore[no-untyped-def]
@@ -597,6 +607,18 @@ def _report(args: argparse.Namespace, terminal: Terminal) -> None:
     out = Path(args.out)
     kind = write_report(args.what, out)
     terminal.say(f"{out}: the story of this {kind}, {out.stat().st_size / 1e3:.0f} kB, needs nothing else")
+
+
+def _track_status(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.track import show_status
+
+    show_status(terminal)
+
+
+def _track_flush(args: argparse.Namespace, terminal: Terminal) -> int:
+    from pipelines.track import flush_all
+
+    return 0 if flush_all(args.run_id, terminal) else EXIT_FAILED
 
 
 def _ui(args: argparse.Namespace, terminal: Terminal) -> None:

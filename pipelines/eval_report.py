@@ -4,7 +4,8 @@ evaluation.json       written last: its presence means that the rest is complete
 predictions.parquet   one row a sample, see pipelines.eval_parts
 per_class.csv         one line a class
 confusions.csv        one line for each pair of classes that was confused, the most frequent first
-confusion_matrix.png
+confusion_matrix.png, most_confused.png, per_class_accuracy.png
+worst_mistakes.png    clips that the model is surest of, and wrong; none where nothing was mistaken
 """
 
 import csv
@@ -63,11 +64,14 @@ class Report:
         return cls(result, class_results(predictions, result, support_K, names), confusions)
 
     def write(self, folder: Path, title: str) -> None:
-        """Write the tables and the picture into a folder."""
+        """Write the tables and the pictures of them into a folder."""
         _write_csv(folder / PER_CLASS, [field.name for field in fields(ClassResult)], self.classes)
         _write_csv(folder / CONFUSIONS, [field.name for field in fields(Confusion)], self.confusions)
         names = [one.name for one in self.classes]
         plots.confusion_matrix(folder / PICTURE, self.score.confusion_KK, names, title)
+        plots.most_confused(folder / "most_confused.png", self.score.confusion_KK, names, title)
+        top1_K, samples_K = [one.top1 for one in self.classes], [one.samples for one in self.classes]
+        plots.per_class_accuracy(folder / "per_class_accuracy.png", top1_K, samples_K, names, title)
 
     def show(self, terminal: Terminal) -> None:
         """Print what a person looks at first."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from pipelines import tracking
+from pipelines import plots, tracking
 from pipelines.config import absolute
 from pipelines.eval_checks import LeakCheck, check_data, check_leaks
 from pipelines.eval_parts import PART, EvalJob, join_parts, part_key, read_predictions
@@ -29,7 +29,7 @@ from pipelines.tracking import RunRef
 from vast import __version__
 from vast.data.protocols import FUSION, EvalProtocol, resolve_protocol
 from vast.dataset_format import Manifest, read_manifest
-from vast.errors import ObjectMissing, UserError
+from vast.errors import ObjectMissing, StoreError, UserError
 from vast.models.vast import Vast
 from vast.sample_index import read_index
 from vast.storage import Store, join_url, open_store
@@ -132,9 +132,10 @@ def evaluate(request: EvaluateRequest, terminal: Terminal) -> Evaluation:
     run = _known_run(store, identity)
     if run is not None and store.exists(EVALUATION):
         terminal.say(f"  already evaluated: {store.url}")
+        tracking.flush(run)  # what of it still waits on this machine
         return _read_back(subject, store, run)
     run = _begin(store, identity, subject, run)
-    with tracking.ending(run):
+    with tracking.ending(run, terminal.warn):
         begun = time.monotonic()
         where = _score(subject.job, subject.model, request, store, terminal)
         told = {"on": where, "seconds": round(time.monotonic() - begun, 1), "leaks": asdict(leaks)}
@@ -234,7 +235,12 @@ def _tracking_run(subject: _Subject, identity: dict[str, Any], results_url: str)
     params = {"model": subject.found.url, "data": job.data_url, "eval.protocol": subject.protocol.name, **identity}
     name = f"evaluate-{subject.config.name}-{subject.protocol.name}"
     run = tracking.create_run(uri, name, params=params, tags=tags, parent=parent)
-    tracking.log_dataset(run, subject.manifest.name, job.data_url, subject.manifest.digest, "evaluation")
+    counts = {"samples": job.num_samples, "records": subject.manifest.splits[job.split].records}
+    dataset = f"{subject.manifest.name}/{job.split}"
+    tracking.log_dataset(run, dataset, job.data_url, subject.manifest.digest, "evaluation", counts)
+    if parent and training is not None:
+        tracking.log_model_input(run, training)
+        tracking.set_tags(training, {f"evaluated_by.{run.run_id}": name})
     return run
 
 
@@ -292,6 +298,7 @@ def _finish(
         report.write(
             folder, f"{subject.config.name}: top-1 {result.top1:.1f} % ({job.protocol}), {result.samples} samples"
         )
+        _picture_mistakes(subject, folder, terminal)
         for path in sorted(folder.iterdir(), key=lambda path: path.name == EVALUATION):
             store.put_file(path.name, path)
         for number in range(len(job.parts)):
@@ -309,6 +316,15 @@ def _report(subject: _Subject, predictions: Path) -> Report:
     manifest = subject.manifest
     records = manifest.splits[subject.job.split].records
     return Report.of(read_predictions(predictions), subject.label_of_sample_M, manifest.classes, records)
+
+
+def _picture_mistakes(subject: _Subject, folder: Path, terminal: Terminal) -> None:
+    job, title = subject.job, f"Worst mistakes of {subject.config.name} on {subject.job.split}"
+    predictions, names = read_predictions(folder / PREDICTIONS), subject.manifest.classes
+    try:
+        plots.worst_mistakes(folder / "worst_mistakes.png", job.data_url, job.split, predictions, names, title)
+    except StoreError as error:  # the figures are there; they are not lost for a picture
+        terminal.warn(f"worst_mistakes.png was not drawn: {error}")
 
 
 def _content(

@@ -5,15 +5,14 @@ an MLflow run id      of the training run, or of an evaluation of its model; als
 models:/NAME@ALIAS    of a registered model, or models:/NAME/VERSION
 """
 
-import json
 import re
 from dataclasses import dataclass
 
 from pipelines import tracking
 from pipelines.config import absolute
-from pipelines.launch import RUN
 from pipelines.tracking import RunRef
-from vast.errors import ObjectMissing, StoreError, UserError
+from pipelines.training_run import read_run
+from vast.errors import StoreError, UserError
 from vast.storage import join_url, open_store
 from vast.train.checkpoint import CARD
 
@@ -95,14 +94,11 @@ def _of_run(run: RunRef) -> FoundModel:
     place = join_url(url, "model")
     if not open_store(place).exists(CARD):
         raise UserError(f"{_nothing_at(url)} (run {run.run_id} keeps its model there)")
-    return FoundModel(place, run)
+    return FoundModel(place, read_run(url) or run)
 
 
 def _training_run(model_url: str) -> RunRef | None:
-    try:
-        return RunRef(**json.loads(open_store(model_url.rpartition("/")[0]).get_bytes(RUN)))
-    except (ObjectMissing, UserError, ValueError, TypeError):
-        return None
+    return read_run(model_url.rpartition("/")[0])
 
 
 def _nothing_at(url: str) -> str:

@@ -1,9 +1,10 @@
 """What a training run logged, kept beside its checkpoints, so that its curves need no tracking server.
 
 `history/<step of the save>.jsonl` in the run's folder holds what was logged since the save before, one JSON object a
-line: `step`, `at_ms` (Unix time) and the figures by name; a figure that is not finite is null. Rank 0 writes it before
-the checkpoint of that step, so whatever checkpoint a run resumes from, the history up to it is there. Steps that are
-done again are logged again: the last line of a step counts.
+line: `step`, `at_ms` (Unix time) and the figures by name; a figure that is not finite is null. A line with `started`
+says that the run started or resumed at its step. Rank 0 writes it before the checkpoint of that step, so whatever
+checkpoint a run resumes from, the history up to it is there. Steps that are done again are logged again: the last line
+of a step counts.
 """
 
 import json
@@ -21,6 +22,13 @@ from vast.storage import join_url, open_store
 from vast.train.tracker import Tracker
 
 FOLDER = "history"
+STEP_PARTS = {
+    "compute": "computing",
+    "all_reduce": "waiting for other ranks",
+    "to_device": "copying to the device",
+    "wait": "waiting for data",
+}
+"""Parts of a step, of which `stall/<part>` has the seconds (vast.train.stall), in words."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,8 @@ class History:
     step_S: NDArray[np.int64]
     at_ms_S: NDArray[np.int64]
     """When each row was logged, in milliseconds of Unix time."""
+    starts: list[tuple[int, int]]
+    """Step from which the run started or resumed, and when; of starts that got as far as a save."""
     value_S_of: dict[str, NDArray[np.float64]]
     """Values by the figure's name; NaN where a row has none."""
 
@@ -55,14 +65,16 @@ def read_history(run_url: str) -> History:
 
 
 def _table(rows: list[dict[str, Any]]) -> History:
+    starts = sorted((row["at_ms"], row["step"]) for row in rows if "started" in row)
     merged: dict[int, dict[str, Any]] = {}
-    for row in sorted(rows, key=lambda row: row["at_ms"]):
+    for row in sorted((row for row in rows if "started" not in row), key=lambda row: row["at_ms"]):
         merged.setdefault(row["step"], {}).update(row)  # an evaluation's row joins that of its step's training
     ordered = [merged[step] for step in sorted(merged)]
     names = {name for row in ordered for name in row} - {"step", "at_ms"}
     return History(
         np.array([row["step"] for row in ordered], dtype=np.int64),
         np.array([row["at_ms"] for row in ordered], dtype=np.int64),
+        [(step, at_ms) for at_ms, step in starts],
         {name: np.array([_number(row.get(name)) for row in ordered], dtype=np.float64) for name in sorted(names)},
     )
 
@@ -78,6 +90,11 @@ class HistoryKeeper:
         self.store, self.tracker = open_store(join_url(run_url, FOLDER)), tracker
         self.rows: list[dict[str, Any]] = []
         self.mutex = Lock()  # the loop logs while an upload thread writes
+
+    def started(self, step: int) -> None:
+        """Record that the run starts, or goes on, at a step."""
+        with self.mutex:
+            self.rows.append({"step": step, "at_ms": int(time.time() * 1000), "started": True})
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Record figures; nothing is written here."""

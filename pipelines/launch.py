@@ -9,15 +9,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import yaml
 
 from pipelines import plots, tracking
 from pipelines.config import absolute
+from pipelines.history import History, read_history
 from pipelines.ranks import Ranks, one_for_each_gpu, possible_ranks, scaling_for
 from pipelines.stopping import StopSignals
 from pipelines.terminal import Terminal
 from pipelines.tracking import RunRef
-from vast.dataset_format import read_manifest
+from pipelines.training_run import NOTE, finished_note, open_run
 from vast.errors import ObjectMissing, UserError
 from vast.storage import join_url, open_store
 from vast.train.checkpoint import ModelCard
@@ -25,7 +27,6 @@ from vast.train.config import TrainConfig
 from vast.train.metrics import Score
 
 RESULT = "result.json"
-RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -97,26 +98,28 @@ def train(
     done = read_result(run_url)
     if done is not None:
         terminal.say(f"  already finished at step {done.step}: {run_url}")
-        _say_undelivered(tracking.send_spool(done.tracking), done.tracking, terminal)
+        left = tracking.flush(done.tracking)
+        if left.left:
+            terminal.warn(
+                f"{left.left} still to be sent to {left.run.tracking_uri}, by `vast track flush`: {left.trouble}"
+            )
         return done
     if ranks.most:
         possible_ranks(config, ranks)  # before Ray is started
     connect(address)
-    run = _tracking_run(config, run_url, kind)
-    with tracking.ending(run), StopSignals() as signals:
+    import ray
+
+    run = open_run(config, run_url, kind, num_nodes=len(ray.nodes()))
+    with tracking.ending(run, terminal.warn), StopSignals() as signals:
         value = _fit(config, terminal, signals, ranks=ranks, output=absolute(output), run=run, address=address)
         finished = Finished(run_url, run, value["step"], Score.from_json(value["score"]), ModelCard(**value["card"]))
-        _say_undelivered(value["undelivered"], run, terminal)
-        _keep(finished, config, terminal)
+        if value["undelivered"] and not tracking.flush(run).before:  # else what waits is here, and `ending` tells
+            terminal.warn(
+                f"{value['undelivered']} figures did not reach {run.tracking_uri}; they wait on the disk of rank 0's "
+                "machine, where `vast track flush` sends them"
+            )
+        _keep(finished, config, kind, terminal)
     return finished
-
-
-def _say_undelivered(count: int, run: RunRef, terminal: Terminal) -> None:
-    if count:
-        terminal.warn(
-            f"{count} figures did not reach {run.tracking_uri}; they wait on disk, on the machine of rank 0, and the "
-            "same command sends them"
-        )
 
 
 def read_result(run_url: str) -> Finished | None:
@@ -128,32 +131,6 @@ def read_result(run_url: str) -> Finished | None:
     return Finished(
         run_url, RunRef(**plain["tracking"]), plain["step"], Score.from_json(plain["score"]), ModelCard(**plain["card"])
     )
-
-
-def _tracking_run(config: TrainConfig, run_url: str, kind: str) -> RunRef:
-    """The MLflow run of this Ray run: the one it had before it was interrupted, else a new one."""
-    store = open_store(run_url)
-    try:
-        known = RunRef(**json.loads(store.get_bytes(RUN)))
-        if known.tracking_uri == tracking.tracking_uri() and tracking.reopen(known):
-            return known
-    except ObjectMissing:
-        pass
-    manifest = read_manifest(config.data.url)
-    run = tracking.create_run(
-        tracking.tracking_uri(),
-        config.run_name(),
-        params=config.flat(),
-        tags={
-            "dataset.digest": manifest.digest,
-            "dataset.url": config.data.url,
-            "run.url": run_url,
-            "run.kind": kind,
-        },
-    )
-    tracking.log_dataset(run, manifest.name, config.data.url, manifest.digest, "training")
-    store.put_bytes(RUN, json.dumps(asdict(run)).encode())
-    return run
 
 
 def _fit(
@@ -188,16 +165,21 @@ def _fit(
     return supervise(attempt, progress=lambda: fit.stored, warn=terminal.warn, sleep=signals.sleep)
 
 
-def _keep(finished: Finished, config: TrainConfig, terminal: Terminal) -> None:
+def _keep(finished: Finished, config: TrainConfig, kind: str, terminal: Terminal) -> None:
     """Write the outcome beside the checkpoints and into MLflow."""
-    with run_files(finished.score, finished.card, config) as folder:
+    history = read_history(finished.run_url)
+    with run_files(finished.score, finished.card, config, history) as folder:
         store = open_store(finished.run_url)
         _copy_model(finished, folder / "model")
         problem = tracking.log_files(finished.tracking, folder)
         if problem:
             terminal.warn(problem)
-        for name in ("recipe.yaml", "confusion_matrix.png"):
-            store.put_file(name, folder / name)
+        for path in sorted(folder.iterdir()):
+            if path.is_file():  # the model is there already
+                store.put_file(path.name, path)
+    note = finished_note(config, kind, finished.model_url, finished.score, history)
+    tracking.set_tags(finished.tracking, {NOTE: note})
+    tracking.model_is_ready(finished.tracking)
     plain = {
         "tracking": asdict(finished.tracking),
         "step": finished.step,
@@ -215,11 +197,17 @@ def _copy_model(finished: Finished, folder: Path) -> None:
 
 
 @contextmanager
-def run_files(result: Score, card: ModelCard, config: TrainConfig) -> Iterator[Path]:
-    """A scratch folder with what a person wants to see of a run: recipe, picture, per-class table."""
+def run_files(result: Score, card: ModelCard, config: TrainConfig, history: History) -> Iterator[Path]:
+    """A scratch folder with what a person wants to see of a run: its recipe and pictures."""
     with TemporaryDirectory(prefix="vast-run-") as scratch:
         folder = Path(scratch)
         (folder / "recipe.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
         title = f"{config.name}: top-1 {result.top1:.1f} % ({config.eval.protocol}), {result.samples} samples"
         plots.confusion_matrix(folder / "confusion_matrix.png", result.confusion_KK, card.classes, title)
+        plots.most_confused(folder / "most_confused.png", result.confusion_KK, card.classes, title)
+        samples_K = result.confusion_KK.sum(axis=1)
+        top1_K = 100.0 * np.diag(result.confusion_KK) / np.maximum(samples_K, 1)
+        plots.per_class_accuracy(folder / "per_class_accuracy.png", top1_K, samples_K, card.classes, title)
+        plots.learning_curves(folder / "learning_curves.png", history, title)
+        plots.where_time_goes(folder / "where_time_goes.png", history, f"{config.name}: where a step's time goes")
         yield folder

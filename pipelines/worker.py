@@ -24,6 +24,7 @@ from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
 from pipelines.history import HistoryKeeper
 from pipelines.preemption import rank_is_told_to_go
+from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking import MlflowTracker, RunRef
 from pipelines.uploads import TornCheckpointError, Uploads, get_checkpoint
 from vast.errors import UserError
@@ -132,6 +133,8 @@ class RayObserver:
     def started(self, message: str, step: int, total_steps: int) -> None:
         """Tell the driver from what the run starts."""
         self.started_at = step
+        if self.history:
+            self.history.started(step)
         self._post(kind="started", message=message, step=step, total=total_steps, ranks=self.num_ranks)
 
     def stepped(self, step: int, total_steps: int, figures: dict[str, float]) -> None:
@@ -223,6 +226,7 @@ def train_rank(arguments: dict[str, Job]) -> dict[str, Any]:
     )  # Ray was told to log errors only; a silent store is to be heard
     config = TrainConfig.model_validate(job.config)
     tracker = MlflowTracker(job.tracking) if rank == 0 else None
+    load = SystemMetrics(job.tracking, tracker) if tracker else None
     history = HistoryKeeper(job.run_url, tracker) if tracker else None
     observer = RayObserver(rank, job, config, history)
     run: Run | None = None
@@ -240,12 +244,14 @@ def train_rank(arguments: dict[str, Job]) -> dict[str, Any]:
         error.add_note(f"at step {run.state.step}" if run else "before the first step")
         raise
     finally:
-        lost = tracker.close() if tracker else []
+        if load:
+            load.close()
+        undelivered = tracker.close() if tracker else 0
     return {  # [4] rank 0's return value reaches the driver as Result.return_value
         "step": outcome.step,
         "score": outcome.score.to_json(),
         "card": asdict(outcome.card),
-        "undelivered": len(lost) + (tracker.dropped if tracker else 0),
+        "undelivered": undelivered,
     }
 
 

@@ -77,7 +77,7 @@ def contact_sheet(
         )
     # All rows and then all samples at once: the store's round trips overlap.
     rows = index.rows([i for _, positions in chosen for i in positions])
-    load = partial(_picture if is_image else _clip, open_store(url), size=size, num_frames=frames_per_clip)
+    load = partial(picture_strip if is_image else clip_strip, open_store(url), size=size, num_frames=frames_per_clip)
     with ThreadPoolExecutor(NUM_THREADS) as pool:
         loaded = iter(list(pool.map(load, rows)))
     groups = []
@@ -120,7 +120,8 @@ def _side_by_side(strips: Sequence[Strip], per_strip: int) -> list[Strip]:
     return [Strip((), pictures[start : start + per_strip]) for start in range(0, len(pictures), per_strip)]
 
 
-def _clip(store: Store, row: SampleRow, *, size: CellSize, num_frames: int) -> Strip:
+def clip_strip(store: Store, row: SampleRow, *, size: CellSize, num_frames: int) -> Strip:
+    """Frames of one clip, from its first to its last; those that cannot be decoded are empty."""
     caption = (row.key, f"{row.duration_s:.1f} s   {row.width}×{row.height}   {row.video_fps:.5g} fps")
     media = store.get_range(row.shard, row.offset, row.size_bytes)
     wanted = sorted({round(i) for i in np.linspace(0, row.num_frames - 1, min(num_frames, row.num_frames))})
@@ -139,7 +140,8 @@ def _decode(media: bytes, wanted: Sequence[int], size: CellSize) -> Iterator[tup
                 break
 
 
-def _picture(store: Store, row: SampleRow, *, size: CellSize, num_frames: int) -> Strip:
+def picture_strip(store: Store, row: SampleRow, *, size: CellSize, num_frames: int) -> Strip:
+    """One picture, which has no more frames to show."""
     media = store.get_range(row.shard, row.offset, row.size_bytes)
     try:
         with Image.open(io.BytesIO(media), formats=["JPEG"]) as image:

@@ -11,9 +11,8 @@ class Figures:
 
     series: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     """Name -> (step, value) in the order of steps, the last value of each step."""
-    repeated: int | None = None
-    """Logs of the training loss at steps that had been logged before: work made again after a restart; None where the
-    source does not tell."""
+    restarts: int | None = None
+    """Times that the run was started again and came as far as a save; None where the source does not tell."""
 
     def last(self, name: str) -> float | None:
         """The value at the last step, or None."""
@@ -36,4 +35,5 @@ def kept_figures(run_url: str) -> Figures | None:
     if not len(history.step_S):
         return None
     series = {name: history.series(name) for name in history.names}
-    return Figures({name: list(zip(*(part.tolist() for part in pair), strict=True)) for name, pair in series.items()})
+    points = {name: list(zip(*(part.tolist() for part in pair), strict=True)) for name, pair in series.items()}
+    return Figures(points, restarts=max(0, len(history.starts) - 1))

@@ -245,8 +245,8 @@ def _trouble(run: RunFacts) -> Html:
         ("train/overflow", "steps skipped because the scaled gradient overflowed (fp16)"),
     )
     rows = [(what, count(value)) for name, what in names if (value := run.figures.last(name)) is not None]
-    if run.figures.repeated is not None:
-        rows.append(("logs of steps that were made again after a restart", count(run.figures.repeated)))
+    if run.figures.restarts is not None:
+        rows.append(("restarts that came as far as a save", count(run.figures.restarts)))
     if run.finished:
         rows.append(("unreadable samples in the last evaluation", count(run.finished.score.unreadable)))
     if not rows:

@@ -60,14 +60,11 @@ def tracked_figures(ref: RunRef) -> Figures:
     def read() -> Figures:
         client = MlflowClient(ref.tracking_uri)
         series: dict[str, list[tuple[int, float]]] = {}
-        repeated = 0
         for name in client.get_run(ref.run_id).data.metrics:
             points = sorted(client.get_metric_history(ref.run_id, name), key=lambda point: point.timestamp)
             by_step = {point.step: point.value for point in points}  # the last value of a step is the one that holds
             series[name] = sorted(by_step.items())
-            if name == "train/loss":
-                repeated = len(points) - len(by_step)
-        return Figures(series, repeated)
+        return Figures(series)
 
     return _ask(ref, read)
 

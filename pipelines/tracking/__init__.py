@@ -6,7 +6,10 @@ mode loses the points. So figures go through a queue and a spool of ours.
 
 import os
 
-from pipelines.tracking.ending import end_run, ending, log_files
+from pipelines.tracking.delivery import Flushed, flush, waiting_runs
+from pipelines.tracking.ending import end_run, ending, log_files, reopen, set_tags
+from pipelines.tracking.environment import write_environment
+from pipelines.tracking.models import announce_model, log_model_input, model_is_ready
 from pipelines.tracking.runs import (
     PARENT_TAG,
     RunRef,
@@ -14,12 +17,12 @@ from pipelines.tracking.runs import (
     is_run_id,
     latest_tag,
     log_dataset,
-    reopen,
     tags,
     tracking_uri,
 )
-from pipelines.tracking.sender import MlflowTracker, log_figures, send_spool
+from pipelines.tracking.sender import MlflowTracker, log_figures
 from pipelines.tracking.source import source_tags
+from pipelines.tracking.spool import Waiting
 from pipelines.tracking.ui import serve_ui
 
 # Each module imports mlflow where it is used, so this comes first: fail fast, and keep it from talking.
@@ -33,20 +36,28 @@ for _name, _value in {
 
 __all__ = [
     "PARENT_TAG",
+    "Flushed",
     "MlflowTracker",
     "RunRef",
+    "Waiting",
+    "announce_model",
     "create_run",
     "end_run",
     "ending",
+    "flush",
     "is_run_id",
     "latest_tag",
     "log_dataset",
     "log_figures",
     "log_files",
+    "log_model_input",
+    "model_is_ready",
     "reopen",
-    "send_spool",
     "serve_ui",
+    "set_tags",
     "source_tags",
     "tags",
     "tracking_uri",
+    "waiting_runs",
+    "write_environment",
 ]

@@ -1,10 +1,10 @@
-"""Runs on the tracking server: make one, link data to it, read its tags, open it again."""
+"""Runs on the tracking server: make one, link data to it, read its tags."""
 
 import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ class RunRef:
 
     tracking_uri: str
     run_id: str
+    model_id: str = field(default="", compare=False)
+    """MLflow's record of the model that the run makes; empty when it makes none."""
+    created_ms: int = field(default=0, compare=False)
+    """When the run was created."""
 
 
 def tracking_uri(home: Path | None = None) -> str:
@@ -64,18 +68,22 @@ def create_run(
         for start in range(0, len(entries), 100):  # the server's limit for one batch
             client.log_batch(run.info.run_id, params=entries[start : start + 100])
     except MlflowException as error:
-        raise _unusable(uri, error) from error
-    return RunRef(uri, run.info.run_id)
+        raise unusable(uri, error) from error
+    return RunRef(uri, run.info.run_id, created_ms=run.info.start_time)
 
 
-def log_dataset(run: RunRef, name: str, url: str, digest: str, context: str) -> None:
-    """Link a data set to a run; MLflow shows name and digest beside it."""
+def log_dataset(
+    run: RunRef, name: str, url: str, digest: str, context: str, counts: Mapping[str, int] | None = None
+) -> None:
+    """Link a data set to a run; MLflow shows name and digest beside it, and `counts` as its profile."""
     from mlflow import MlflowClient
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     short = digest.removeprefix("sha256:")[:36]  # MLflow's limit; the whole digest is in the tags
     source = json.dumps({"url": url})
-    entry = Dataset(name=name, digest=short, source_type="vast", source=source)
+    entry = Dataset(
+        name=name, digest=short, source_type="vast", source=source, profile=json.dumps(counts) if counts else None
+    )
     inputs = [DatasetInput(entry, tags=[InputTag("mlflow.data.context", context)])]
     MlflowClient(run.tracking_uri).log_inputs(run.run_id, datasets=inputs)
 
@@ -88,26 +96,6 @@ def _experiment(client: Any, uri: str, name: str) -> str:
     if uri.startswith("sqlite:///"):  # artifacts beside the file, not in whatever folder the process stands
         location = (Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts").as_uri()
     return str(client.create_experiment(name, artifact_location=location))
-
-
-def reopen(run: RunRef) -> bool:
-    """Set an existing run to RUNNING again; False when the server does not know it.
-
-    A server that does not answer does not keep a known run from going on: its figures wait on disk.
-
-    Raises:
-        UserError: the server refuses this user.
-    """
-    from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
-
-    try:
-        MlflowClient(run.tracking_uri).update_run(run.run_id, status="RUNNING")
-    except MlflowException as error:
-        if error.error_code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-            raise _unusable(run.tracking_uri, error) from error
-        return bool(error.error_code != "RESOURCE_DOES_NOT_EXIST")
-    return True
 
 
 def tags(run: RunRef) -> dict[str, str] | None:
@@ -124,7 +112,7 @@ def tags(run: RunRef) -> dict[str, str] | None:
     except MlflowException as error:
         if error.error_code == "RESOURCE_DOES_NOT_EXIST":
             return None
-        raise _unusable(run.tracking_uri, error) from error
+        raise unusable(run.tracking_uri, error) from error
 
 
 def is_run_id(text: str) -> bool:
@@ -149,11 +137,18 @@ def latest_tag(name: str, tags: Mapping[str, str]) -> str:
         order = ["attributes.start_time DESC"]
         found = client.search_runs([experiment], " and ".join(words), max_results=1, order_by=order)
     except MlflowException as error:
-        raise _unusable(uri, error) from error
+        raise unusable(uri, error) from error
     return str(found[0].data.tags.get(name, "")) if found else ""
 
 
-def _unusable(uri: str, error: Exception) -> UserError:
+def reason(error: Exception) -> str:
+    """An error in part of a line; what requests says of a server that is away is several."""
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return first if len(first) <= 160 else f"{first[:160]}…"
+
+
+def unusable(uri: str, error: Exception) -> UserError:
+    """What a person reads about a server that cannot be used."""
     user = os.environ.get("MLFLOW_TRACKING_USERNAME", "")
     code = getattr(error, "error_code", "")
     if code == "UNAUTHENTICATED":

@@ -92,6 +92,7 @@ def test_every_vast_command(ray_local, s3_server, mlflow_server, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "readme")
+    monkeypatch.setenv("VAST_SPOOL", str(tmp_path / "spool"))
     run_name = "not trained yet"
     with s3_server.in_environment():
         bucket = s3_server.make_bucket()
@@ -164,7 +165,14 @@ def check_mlflow(client):
     assert train.data.tags["mlflow.source.git.commit"]
     assert {"train/loss", "eval/top1", "eval/mean_class", "optim/lr"} <= set(train.data.metrics)
     names = {file.path for file in client.list_artifacts(train.info.run_id)}
-    assert names == {"recipe.yaml", "confusion_matrix.png", "model"}
+    pictures = {f"{name}.png" for name in ("confusion_matrix", "most_confused", "per_class_accuracy")}
+    pictures |= {"learning_curves.png", "where_time_goes.png"}
+    assert names == {"recipe.yaml", "environment", "model", *pictures}
+    (evaluation,) = by_kind["evaluate"]
+    assert evaluation.data.tags["mlflow.parentRunId"] == train.info.run_id
+    assert train.data.tags["mlflow.parentRunId"] == by_kind["pretrain"][0].info.run_id
+    read = client.get_run(evaluation.info.run_id).inputs.model_inputs
+    assert [one.model_id for one in read] == [one.model_id for one in train.outputs.model_outputs]
     files = {file.path for file in client.list_artifacts(train.info.run_id, "model")}
     assert files == {"model/model.json", "model/model.safetensors"}
 

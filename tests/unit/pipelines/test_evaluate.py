@@ -130,9 +130,12 @@ def test_every_row_is_in_the_predictions_and_unreadable_ones_say_why(tiny, damag
         "confusion_matrix.png",
         "confusions.csv",
         "evaluation.json",
+        "most_confused.png",
         "per_class.csv",
+        "per_class_accuracy.png",
         "predictions.parquet",
         "request.json",
+        "worst_mistakes.png",
     ]
     table = pq.read_table(tmp_path / "out" / "predictions.parquet")
     index, classes = read_index(damaged, "val"), read_manifest(damaged).classes
@@ -174,10 +177,11 @@ def test_every_row_is_in_the_predictions_and_unreadable_ones_say_why(tiny, damag
     assert record.data.tags["dataset.digest"] == read_manifest(damaged).digest
     assert record.data.tags["model.url"] == tiny
     assert record.data.params["crop_size"] == "32"
-    assert record.inputs.dataset_inputs[0].dataset.name == "ssv2"
+    assert record.inputs.dataset_inputs[0].dataset.name == "ssv2/val"
     names = {file.path for file in client.list_artifacts(done.tracking.run_id)}
     # probabilities of all classes stay in the results
-    assert names == {"confusion_matrix.png", "confusions.csv", "evaluation.json", "per_class.csv"}
+    pictures = {"confusion_matrix.png", "most_confused.png", "per_class_accuracy.png", "worst_mistakes.png"}
+    assert names == {"confusions.csv", "evaluation.json", "per_class.csv", *pictures}
 
 
 def test_an_interrupted_evaluation_continues_where_it_stood(tiny, ssv2_shards, tmp_path, monkeypatch, store_uri):

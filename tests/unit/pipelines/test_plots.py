@@ -7,14 +7,28 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from pipelines.history import STEP_PARTS, History
 from pipelines.plots import (
-    EXTREME_CLASSES,
-    MOST_NAMED_CLASSES,
     class_histogram,
     confusion_matrix,
     duration_histogram,
     failures_by_reason,
+    learning_curves,
+    mistakes,
+    most_confused,
+    per_class_accuracy,
+    where_time_goes,
+    worst_mistakes,
 )
+from pipelines.plots.curves import smoothed
+from pipelines.plots.style import EXTREME_CLASSES, MOST_NAMED_CLASSES
+from preprocessing.sheet import draw_sheet
+from vast.dataset_format import read_manifest
+from vast.sample_index import read_index
+from vast.train.metrics import Predictions
+from vast.train.stall import PARTS
+
+BLUE_RGB = np.array([0x21, 0x71, 0xB5]) / 255
 
 
 @pytest.mark.parametrize("num_classes", [2, 8, 174])
@@ -119,3 +133,87 @@ def test_plots_leave_no_global_state():
     code = "import sys, pipelines.plots; print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "False"
+
+
+def history(num_logs, starts=((0, 0),)):
+    step_S = np.arange(1, num_logs + 1) * 10
+    rng = np.random.default_rng(0)
+    values = {"train/loss": 1 + rng.random(num_logs), "train/grad_norm": 1 + rng.random(num_logs)}
+    values |= {"optim/lr": np.linspace(1e-3, 0, num_logs), "eval/top1": np.full(num_logs, np.nan)}
+    values["eval/top1"][-1:] = 50.0
+    values |= {f"stall/{part}": 0.1 + rng.random(num_logs) for part in STEP_PARTS}
+    return History(step_S, step_S * 1000, list(starts), values)
+
+
+@pytest.mark.parametrize("num_logs", [0, 1, 6, 300, 20_000])
+def test_curves_of_runs_of_any_length_have_a_fixed_size(tmp_path, num_logs):
+    for draw, size in ((learning_curves, (1210, 1320)), (where_time_goes, (550, 1320))):
+        draw(tmp_path / "a.png", history(num_logs, ((0, 0), (20, 1))), "title")
+        picture = imread(tmp_path / "a.png")[..., :3]
+        assert picture.shape[:2] == size
+        assert (picture.min(axis=-1) < 0.9).mean() > 0.001
+
+
+def test_the_parts_of_a_step_are_those_that_training_measures():
+    assert set(STEP_PARTS) == set(PARTS)
+
+
+def test_smoothing_keeps_a_line_a_line_and_both_ends():
+    line = np.arange(500, dtype=np.float64)
+    np.testing.assert_allclose(smoothed(line), line)
+    noisy = np.where(np.arange(500) % 2, 1.0, -1.0)
+    assert np.abs(smoothed(noisy)[20:-20]).max() < 0.2
+
+
+@pytest.mark.parametrize(("num_classes", "names"), [(8, 8), (174, 2 * EXTREME_CLASSES)])
+def test_accuracy_of_each_class_is_named_as_far_as_there_is_room(tmp_path, monkeypatch, num_classes, names):
+    drawn = []
+    whole = matplotlib.axes.Axes.set_yticks
+
+    def spy(axes, ticks, labels=None, **options):
+        drawn.extend(labels or [])
+        return whole(axes, ticks, labels, **options)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "set_yticks", spy)
+    top1_K = np.linspace(0, 100, num_classes)
+    samples_K = np.arange(num_classes) + 1
+    samples_K[0] = 0
+    classes = [f"class {k}" for k in range(num_classes)]
+    per_class_accuracy(tmp_path / "a.png", top1_K, samples_K, classes, "title")
+    assert len(drawn) == (names - 1 if names == num_classes else names)
+    assert drawn[0] == f"class {num_classes - 1}  ({num_classes})"
+    assert not any(name.startswith("class 0 ") for name in drawn)
+
+
+def test_confused_pairs_are_drawn_by_share_and_a_perfect_model_has_none(tmp_path):
+    confusion_KK = np.array([[5, 5, 0], [0, 9, 1], [0, 0, 1]])
+    most_confused(tmp_path / "some.png", confusion_KK, ["a", "b", "c"], "title")
+    most_confused(tmp_path / "none.png", np.eye(3, dtype=np.int64), ["a", "b", "c"], "title")
+    away = [np.abs(imread(tmp_path / f"{name}.png")[..., :3] - BLUE_RGB).max(axis=-1) for name in ("some", "none")]
+    assert (away[0] < 0.02).sum() > 1000
+    assert (away[1] < 0.02).sum() == 0
+
+
+def test_the_worst_mistakes_are_those_the_model_is_surest_of(ssv2_shards, tmp_path, monkeypatch):
+    classes = read_manifest(ssv2_shards).classes
+    N, K = 8, len(classes)
+    label_N = read_index(ssv2_shards, "val").column("label").astype(np.int64)
+    probs_NK = np.full((N, K), 0.1 / (K - 1), dtype=np.float32)
+    for n in range(N):
+        probs_NK[n, label_N[n] if n < 2 else (label_N[n] + 1) % K] = 0.5 + 0.05 * n
+    told = []
+    monkeypatch.setattr(mistakes, "draw_sheet", lambda *words: told.append(words) or draw_sheet(*words))
+    predictions = Predictions.of(np.arange(N), label_N, probs_NK, [])
+    assert worst_mistakes(tmp_path / "a.png", ssv2_shards, "val", predictions, classes, "title")
+    ((_, subtitle, groups, _),) = told
+    assert "6 wrong ones" in subtitle
+    rows = read_index(ssv2_shards, "val").rows(range(7, 1, -1))
+    assert [group.strips[0].caption[-1] for group in groups] == [row.key for row in rows]
+    assert groups[0].title == f"{classes[label_N[7]]} → {classes[(label_N[7] + 1) % K]}"
+    assert "85 %" in groups[0].subtitle
+    assert all(picture.image is not None for picture in groups[0].strips[0].pictures)
+    assert imread(tmp_path / "a.png").shape[1] == 1800
+
+    right = Predictions.of(np.arange(N), label_N, np.eye(K, dtype=np.float32)[label_N], [])
+    assert not worst_mistakes(tmp_path / "b.png", ssv2_shards, "val", right, classes, "title")
+    assert not (tmp_path / "b.png").exists()

@@ -41,7 +41,6 @@ def make_run(folder, shards, *, classes=None, finished=True, init_from="", name=
         figures = {"train/loss": 3.0 / step, "optim/lr": 1e-3, "data/skipped": 2.0, "stall/wait": 0.1, **stall}
         figures |= {"stall/all_reduce_share": 0.0, "eval/top1": float(step), "eval/top5": 2.0 * step}
         tracking.log_figures(ref, figures, step)
-    tracking.log_figures(ref, {"train/loss": 0.1}, 30)  # made again after a restart
     K = len(classes)
     confusion_KK = 3 * np.eye(K, dtype=np.int64)
     confusion_KK[0, 1] = 1

@@ -46,7 +46,6 @@ def test_the_story_of_a_run(tmp_path, ssv2_shards):
         "waiting for data 25.0 %",
         "computing 70.0 %",
         "samples skipped because they could not be decoded 2",
-        "logs of steps that were made again after a restart 1",
         "1 25 class 0 class 1",
         "has not been evaluated on its own yet",
         f"vast export {url} --format pt2",
