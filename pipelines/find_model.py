@@ -17,7 +17,6 @@ from vast.storage import join_url, open_store
 from vast.train.checkpoint import CARD
 
 _REGISTERED = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/([0-9]+))")
-_RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,8 @@ def find_model(text: str) -> FoundModel:
     """
     if text.startswith("models:/"):
         return _registered(text)
-    match = _RUN_ID.fullmatch(text)
-    if match is not None:
-        return _of_run(RunRef(tracking.tracking_uri(), match[1]))
+    if run_id := tracking.run_id_of(text):
+        return _of_run(RunRef(tracking.tracking_uri(), run_id))
     url = absolute(text)
     place = place_of_model(url)
     if place is None:

@@ -102,8 +102,8 @@ def _evaluation(text: str, found: FoundModel, digest: str) -> dict[str, Any] | N
 
 
 def _evaluation_url(text: str) -> str:
-    if tracking.is_run_id(text):
-        tags = tracking.tags(RunRef(tracking.tracking_uri(), text.removeprefix("runs:/")))
+    if run_id := tracking.run_id_of(text):
+        tags = tracking.tags(RunRef(tracking.tracking_uri(), run_id))
         if tags is None or "results.url" not in tags:
             raise UserError(f"--evaluation: {text} is no evaluation's run in {tracking.tracking_uri()}")
         return tags["results.url"]
@@ -220,10 +220,19 @@ def _example_clip() -> bytes:
 
 def _note_evaluation(client: Any, name: str, version: str, result: Mapping[str, Any]) -> None:
     tags = {f"evaluation.{key}": str(result["identity"][key]) for key in COMPARED}
+    known = client.get_model_version(name, version).tags
+    if _champion(client, name) == version and any(known.get(key, value) != value for key, value in tags.items()):
+        return  # challengers go on being compared with what made it champion
     tags |= {"evaluation.top1": repr(float(result["top1"])), "evaluation.url": str(result["url"])}
     tags |= {"evaluation.protocol": result["protocol"]["name"], "evaluation.run_id": result["tracking"]["run_id"]}
     for key, value in tags.items():
         client.set_model_version_tag(name, version, key, value)
+
+
+def _champion(client: Any, name: str) -> str | None:
+    """The version that has the alias, or None."""
+    holder = client.get_registered_model(name).aliases.get(CHAMPION)
+    return None if holder is None else str(holder)
 
 
 def _crown(client: Any, name: str, version: str) -> tuple[bool, str]:
@@ -232,11 +241,11 @@ def _crown(client: Any, name: str, version: str) -> tuple[bool, str]:
     if "evaluation.top1" not in own:
         return False, "it has no evaluation yet: run `vast evaluate`, then register again"
     mine = f"top-1 {float(own['evaluation.top1']):.2f} % ({own['evaluation.protocol']})"
-    holder = client.get_registered_model(name).aliases.get(CHAMPION)
+    holder = _champion(client, name)
     if holder is None:
         client.set_registered_model_alias(name, CHAMPION, version)
         return True, f"{mine}; there was none before"
-    if str(holder) == version:
+    if holder == version:
         return True, f"{mine}; it was before"
     theirs = client.get_model_version(name, holder).tags
     differing = [key for key in COMPARED if own[f"evaluation.{key}"] != theirs.get(f"evaluation.{key}")]

@@ -1,7 +1,6 @@
 """From what a person names to the page about it."""
 
 import datetime
-import re
 from pathlib import Path
 
 from pipelines import tracking
@@ -21,7 +20,6 @@ from vast import __version__
 from vast.errors import UserError
 from vast.storage import open_store
 
-_RUN_ID = re.compile(r"(?:runs:/)?([0-9a-f]{32})")
 # Tags under which runs of every kind say where their folder is.
 _FOLDER_TAGS = ("campaign.url", "results.url", "run.url")
 
@@ -49,10 +47,10 @@ def write_report(what: str, out: Path) -> str:
 
 
 def _folder(what: str) -> str:
-    match = _RUN_ID.fullmatch(what)
-    if match is None:
+    run_id = tracking.run_id_of(what)
+    if not run_id:
         return absolute(what)
-    ref = RunRef(tracking.tracking_uri(), match[1])
+    ref = RunRef(tracking.tracking_uri(), run_id)
     tags = tracking.tags(ref)
     if tags is None:
         raise UserError(

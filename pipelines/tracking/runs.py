@@ -115,9 +115,10 @@ def tags(run: RunRef) -> dict[str, str] | None:
         raise unusable(run.tracking_uri, error) from error
 
 
-def is_run_id(text: str) -> bool:
-    """Whether a text has the form of a run's id, as runs:/ID too."""
-    return re.fullmatch(r"(?:runs:/)?[0-9a-f]{32}", text) is not None
+def run_id_of(text: str) -> str:
+    """The run's id that a text is, as runs:/ID too; empty where it is none."""
+    match = re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})", text)
+    return match[1] if match else ""
 
 
 def latest_tag(name: str, tags: Mapping[str, str]) -> str:

@@ -219,6 +219,8 @@ def test_the_champion_changes_only_for_a_better_score_on_the_same_thing(tracked,
     again = register(models[3], "m", judged(3, 41.0), "")  # the same weights, evaluated alike
     assert (again.version, again.is_new, again.is_champion) == ("4", False, True)
     assert champion() == "4"
+    register(models[3], "m", judged(3, 95.0, spatial_crops=1), "")  # of another thing: what it is compared by stays
+    assert tracked.get_model_version("m", "4").tags["evaluation.spatial_crops"] == "3"
     with pytest.raises(UserError, match="is of other weights"):
         register(models[2], "m", judged(1, 99.0), "")
     version = tracked.get_model_version("m", "4")
