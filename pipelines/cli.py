@@ -509,16 +509,13 @@ def _train(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _search(args: argparse.Namespace, terminal: Terminal) -> None:
-    from pipelines.search.campaign import best_model_url, run_search, trial_rows
+    from pipelines.search.campaign import best_model_url, cost_in_words, run_search, trial_rows
 
     terminal.say(f"library output goes to {terminal.log_path}")
     campaign = run_search(args.recipe, args.overrides, terminal, output=args.output, address=args.address)
     record = campaign.record
     terminal.table("Trials, best first", ["trial", record.metric, "epochs", "state", "settings"], trial_rows(record))
-    terminal.say(
-        f"{record.steps_trained} updates, {100 * record.steps_trained / max(1, record.steps_to_the_end):.0f} % of what "
-        "all these trials would have made had each run to the end"
-    )
+    terminal.say(cost_in_words(record))
     if campaign.budget_spent:
         terminal.say(f"ended by {campaign.budget_spent}; the same command with more continues")
     changes = " ".join(f"{path}={value}" for path, value in campaign.best.changes.items())

@@ -52,7 +52,7 @@ def open_run(config: TrainConfig, run_url: str, kind: str, num_nodes: int) -> Ru
     run = tracking.announce_model(
         run, config.name, {"model.url": join_url(run_url, "model"), "dataset.digest": manifest.digest}
     )
-    _log_splits(run, config, manifest)
+    log_splits(run, config, manifest)
     if source is not None and tags.get(tracking.PARENT_TAG) == source.run_id:
         tracking.log_model_input(run, source)
         tracking.set_tags(source, {f"used_by.{run.run_id}": config.run_name()})  # the way back
@@ -88,7 +88,7 @@ def _origin_tags(config: TrainConfig, source: RunRef | None, uri: str) -> dict[s
     return origin
 
 
-def _log_splits(run: RunRef, config: TrainConfig, manifest: Manifest) -> None:
+def log_splits(run: RunRef, config: TrainConfig, manifest: Manifest) -> None:
     """Link training and evaluation split; MLflow keeps one context a data set, so each split is one."""
     scored = read_manifest(config.data.resolved_eval_url)
     for of, url, split, context in (

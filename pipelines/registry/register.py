@@ -4,10 +4,11 @@ Better means: the evaluation of both on the same data set (digest), split and vi
 registered already are not registered again, but may become champion with a new evaluation.
 """
 
+import contextlib
 import json
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -69,11 +70,25 @@ def register(model: str, name: str, evaluation: str, protocol: str) -> Registere
     version = _known_version(client, name, digest)
     is_new = version is None
     if version is None:
-        version = _log(client, found, card, predictor, name, digest)
+        with _current(uri):
+            version = _log(client, found, card, predictor, name, digest)
     if result is not None:
         _note_evaluation(client, name, version, result)
     is_champion, why = _crown(client, name, version)
     return Registered(name, version, is_new, is_champion, why)
+
+
+@contextlib.contextmanager
+def _current(uri: str) -> Iterator[None]:
+    """Make a tracking server MLflow's current one: logging a model knows no other way to be told."""
+    import mlflow
+
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)
 
 
 def _known_version(client: Any, name: str, digest: str) -> str | None:
@@ -132,8 +147,6 @@ def _log(client: Any, found: FoundModel, card: ModelCard, predictor: Predictor, 
         settings = {"protocol": predictor.protocol.name}
         (folder / served_model.SERVING).write_text(json.dumps(settings) + "\n", encoding="utf-8")
         with tracking.ending(run):
-            before = mlflow.get_tracking_uri()
-            mlflow.set_tracking_uri(uri)  # log_model knows no other way
             mlflow.start_run(run_id=run.run_id)
             try:
                 info = mlflow.pyfunc.log_model(
@@ -147,7 +160,6 @@ def _log(client: Any, found: FoundModel, card: ModelCard, predictor: Predictor, 
                 )
             finally:
                 mlflow.end_run()
-                mlflow.set_tracking_uri(before)
     if not any(known.name == name for known in client.search_registered_models(f"name = '{name}'")):
         client.create_registered_model(name)
     tags = {

@@ -37,6 +37,7 @@ from pipelines.search.runs import create_campaign_run, end_trial_run
 from pipelines.stopping import Interrupted, StopSignals
 from pipelines.terminal import Bar, Terminal
 from pipelines.tracking import MlflowTracker
+from pipelines.training_run import NOTE
 from vast.data.order import steps_per_epoch
 from vast.dataset_format import read_manifest
 from vast.errors import ObjectMissing, UserError
@@ -347,6 +348,12 @@ def best_model_url(record: CampaignRecord) -> str:
     return join_url(trial_url(record.url, best.id), "model") if best.state == "finished" else best.checkpoint
 
 
+def cost_in_words(record: CampaignRecord) -> str:
+    """How many updates were made, and what share that is."""
+    share = 100 * record.steps_trained / max(1, record.steps_to_the_end)
+    return f"{record.steps_trained} updates, {share:.0f} % of what these trials would have made had each run to the end"
+
+
 def trial_rows(record: CampaignRecord) -> list[list[str]]:
     """A table row a trial, best first."""
     return [
@@ -364,9 +371,7 @@ def trial_rows(record: CampaignRecord) -> list[list[str]]:
 def _publish(campaign: Campaign, terminal: Terminal) -> None:
     """Leave in MLflow what a person wants to see of a campaign."""
     record = campaign.record
-    value = campaign.best.value(record.metric)
-    if value is not None:
-        tracking.log_figures(record.tracking, {f"best/{record.metric}": value}, record.steps_trained)
+    tracking.set_tags(record.tracking, {NOTE: _in_words(campaign), "best.trial": campaign.best.id})
     with TemporaryDirectory(prefix="vast-search-") as scratch:
         folder = Path(scratch)
         with (folder / "trials.csv").open("w", encoding="utf-8", newline="") as file:
@@ -377,3 +382,20 @@ def _publish(campaign: Campaign, terminal: Terminal) -> None:
         problem = tracking.log_files(record.tracking, folder)
     if problem:
         terminal.warn(problem)
+
+
+def _in_words(campaign: Campaign) -> str:
+    """One paragraph in Markdown: what was searched, what came out, what it cost."""
+    record, best = campaign.record, campaign.best
+    space = ", ".join(f"`{path}`" for path in record.search["space"])
+    failed = sum(trial.state == "failed" for trial in record.trials)
+    told = [
+        f"{len(record.trials)} trials of `{record.name}` over {space} "
+        f"({record.search['algorithm']}, {record.search['scheduler']}): the best, {best.id}, came to "
+        f"**{record.metric} {best.value(record.metric):.1f}** with {best.settings}.",
+        f"{cost_in_words(record)}, in {record.spent_s / 60:.0f} minutes.",
+        f"{failed} trials failed." if failed else "",
+        f"Ended by {campaign.budget_spent}." if campaign.budget_spent else "",
+        f"The best model is at `{best_model_url(record)}`; the whole story: `vast report {record.url}`.",
+    ]
+    return " ".join(part for part in told if part)

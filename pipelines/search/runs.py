@@ -6,6 +6,8 @@ from pipelines import tracking
 from pipelines.search.config import SearchConfig, trial_config
 from pipelines.search.record import CampaignRecord, TrialRecord, trial_url
 from pipelines.tracking import RunRef
+from pipelines.training_run import log_splits
+from vast.dataset_format import read_manifest
 from vast.errors import UserError
 from vast.train.config import TrainConfig
 
@@ -17,9 +19,12 @@ def create_campaign_run(url: str, base: TrainConfig, search: SearchConfig) -> Ru
         UserError: the tracking server cannot be reached or refuses.
     """
     params = {**base.flat(), **{f"search.{key}": value for key, value in search.model_dump(mode="json").items()}}
-    tags = {"run.kind": "search", "run.url": url}
+    manifest = read_manifest(base.data.url)
+    tags = {"run.kind": "search", "run.url": url, "dataset.digest": manifest.digest, "dataset.url": base.data.url}
     name = url.rpartition("/")[2]
-    return tracking.create_run(tracking.tracking_uri(), name, params=params, tags=tags, once_by="run.url")
+    run = tracking.create_run(tracking.tracking_uri(), name, params=params, tags=tags, once_by="run.url")
+    log_splits(run, base, manifest)
+    return run
 
 
 def create_trial_run(campaign: CampaignRecord, trial: str, config: TrainConfig) -> RunRef:

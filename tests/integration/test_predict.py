@@ -47,10 +47,11 @@ def make_model(folder: Path, shards: str, seed: int) -> str:
 
 @pytest.fixture
 def tracked(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.chdir(tmp_path)
-    return MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    return MlflowClient(uri, registry_uri=uri)
 
 
 def evaluated(model: str, shards: str, protocol: str) -> np.ndarray:
