@@ -6,6 +6,7 @@ registered already are not registered again, but may become champion with a new 
 
 import contextlib
 import json
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -80,15 +81,20 @@ def register(model: str, name: str, evaluation: str, protocol: str) -> Registere
 
 @contextlib.contextmanager
 def _current(uri: str) -> Iterator[None]:
-    """Make a tracking server MLflow's current one: logging a model knows no other way to be told."""
+    """Make a tracking server MLflow's current one: logging a model knows no other way to be told.
+
+    MLflow writes that into the environment too, where it would decide what later commands of this process use.
+    """
     import mlflow
 
-    before = mlflow.get_tracking_uri()
+    before = os.environ.get("MLFLOW_TRACKING_URI")
     mlflow.set_tracking_uri(uri)
     try:
         yield
     finally:
-        mlflow.set_tracking_uri(before)
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+        if before is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def _known_version(client: Any, name: str, digest: str) -> str | None:
