@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from preprocessing import proof
 from preprocessing.ffmpeg import ClipError
-from preprocessing.proof import Claim, boxes, prove
+from preprocessing.proof import Claim, boxes, measure, prove
 from preprocessing.transcode import TranscodeSettings, transcode
 
 CLAIM = Claim(num_frames=24, width=64, height=48, gop=8)
@@ -48,6 +48,33 @@ def test_a_good_clip_is_measured(tmp_path: Path) -> None:
     measured = prove(encode(tmp_path), CLAIM)
     assert (measured.num_frames, measured.duration_s, measured.video_fps) == (24, 3.0, 8.0)
     assert (measured.width, measured.height) == (64, 48)
+
+
+def test_the_header_of_a_good_clip_says_what_decoding_it_shows(tmp_path: Path) -> None:
+    for source in ("testsrc2=s=64x48:r=8:d=3", "testsrc2=s=90x70:r=30000/1001:d=1.7", "testsrc2=s=64x48:r=24:d=0.5"):
+        raw = tmp_path / "raw.mp4"
+        raw.write_bytes(encode(tmp_path, source, vf=None, g=None, keyint_min=None))
+        clip = transcode(raw, TranscodeSettings())
+        found = measure(clip.media)
+        assert found is not None
+        assert (found.num_frames, found.duration_s, found.video_fps, found.width, found.height) == (
+            clip.num_frames,
+            clip.duration_s,
+            clip.video_fps,
+            clip.width,
+            clip.height,
+        )
+
+
+def test_other_bytes_have_no_header_to_trust(tmp_path: Path) -> None:
+    uneven = "fps=8,setpts='PTS+if(gte(N,10),0.06/TB,0)',settb=1/1000,scale=64:48"
+    assert measure(encode(tmp_path, vf=uneven, fps_mode="vfr")) is None
+    assert measure(encode(tmp_path, use_editlist="1")) is None
+    media = encode(tmp_path)
+    for wrong in (b"", b"hello", media[:200], media.replace(b"avc1", b"hev1"), media.replace(b"stts", b"sttx")):
+        assert measure(wrong) is None
+    for cut in range(0, len(media) - 1, 37):
+        assert measure(media[:cut]) is None
 
 
 def test_the_decoders_agree_on_what_is_packed(tmp_path: Path) -> None:

@@ -25,6 +25,13 @@ def test_a_run_holds_what_it_was_given(uri, monkeypatch):
     assert MlflowClient(uri).get_run(elsewhere.run_id).info.experiment_id == found.info.experiment_id
 
 
+def test_a_run_that_a_killed_process_could_not_note_is_found_again(uri):
+    make = {"params": {}, "once_by": "run.url"}
+    first = tracking.create_run(uri, "a", tags={"run.url": "s3://b/a", "run.kind": "search"}, **make)
+    assert tracking.create_run(uri, "a", tags={"run.url": "s3://b/a"}, **make).run_id == first.run_id
+    assert tracking.create_run(uri, "b", tags={"run.url": "s3://b/b"}, **make).run_id != first.run_id
+
+
 def test_a_dead_server_is_a_clear_mistake_at_the_start(dead_server):
     with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI: the tracking server at http://127\.0\.0\.1"):
         tracking.create_run(dead_server, "x", params={}, tags={})
