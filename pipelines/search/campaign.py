@@ -25,6 +25,7 @@ from pipelines.search.pictures import campaign_pictures
 from pipelines.search.record import (
     CAMPAIGN,
     SPENT,
+    TOLD,
     CampaignRecord,
     TrialRecord,
     read_campaign,
@@ -77,7 +78,12 @@ def run_search(
         done = sum(trial.state not in ("waiting", "running") for trial in record.trials)
         terminal.say(f"  continuing: {done} of {driver.size} trials have ended: {url}")
     if not waiting or driver.budget_spent():
-        return driver.outcome()
+        campaign = driver.outcome()
+        if not open_store(url).exists(TOLD):  # its last process was killed between the last trial and the telling
+            with tracking.ending(record.tracking):
+                _publish(campaign, terminal)
+        return campaign
+    open_store(url).delete(TOLD)
     tracking.reopen(record.tracking)
     with tracking.ending(record.tracking), StopSignals() as signals:
         connect(address)
@@ -382,6 +388,7 @@ def _publish(campaign: Campaign, terminal: Terminal) -> None:
         problem = tracking.log_files(record.tracking, folder)
     if problem:
         terminal.warn(problem)
+    write_json(open_store(record.url), TOLD, {"trials": len(record.trials)})
 
 
 def _in_words(campaign: Campaign) -> str:

@@ -38,6 +38,7 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
     if program is None:
         pytest.skip("no chromium: apt-get install chromium")
     with sync_playwright() as playwright:
+        expect.set_options(timeout=PATIENCE_MS)  # its own default is 5 s, which a busy machine needs for a page
         browser = playwright.chromium.launch(executable_path=program, headless=True, args=FLAGS)
         yield browser
         browser.close()

@@ -114,9 +114,16 @@ def test_a_campaign_stops_trials_learns_from_them_and_survives_one_that_fails(ss
     assert record.ranked()[0].value("eval/top1") >= record.trials[0].value("eval/top1")
     check_tree(tmp_path, record)
 
+    (tmp_path / "runs" / record.url.rpartition("/")[2] / "told.json").unlink()  # as if killed just before
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    client.update_run(record.tracking.run_id, status="RUNNING")
     again, said = search(tmp_path, recipe)
     assert again.trials == record.trials
     assert "updates" in said
+    check_tree(tmp_path, record)
+    assert "6 trials of `campaign` over" in client.get_run(record.tracking.run_id).data.tags["mlflow.note.content"]
+    logged = {file.path for file in client.list_artifacts(record.tracking.run_id)}
+    assert {"trials.csv", "parallel_coordinates.png", "importance.png", "best_so_far.png"} <= logged
 
     # The best trial's settings and the same training code make the same weights without any search.
     base, _ = resolve_search(recipe, [])
