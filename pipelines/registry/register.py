@@ -140,10 +140,12 @@ def _log(client: Any, found: FoundModel, card: ModelCard, predictor: Predictor, 
     import pandas as pd
 
     uri = tracking.tracking_uri()
-    run = found.training_run
-    if run is None or run.tracking_uri != uri or tracking.tags(run) is None:
-        tags = {"run.kind": "register", "model.url": found.url}
-        run = tracking.create_run(uri, f"register-{name}", params={"model": found.url}, tags=tags)
+    # a run of its own: logging into the training run would open it again and move its end
+    training = found.training_run
+    here = training and training.tracking_uri == uri and tracking.tags(training) is not None
+    parent = training.run_id if training and here else ""
+    tags = {"run.kind": "register", "model.url": found.url}
+    run = tracking.create_run(uri, f"register-{name}", params={"model": found.url}, tags=tags, parent=parent)
     with tempfile.TemporaryDirectory(prefix="vast-register-") as scratch:
         folder = Path(scratch) / "model"
         folder.mkdir()

@@ -36,15 +36,17 @@ class Asha:
     After `grace`, `grace * factor`, `grace * factor**2`, ... epochs a trial goes on if it is among the best 1/factor of
     those that have come as far, itself included; the best one does. Ray Tune's ASHA asks that once, at the rung, so
     whoever came first runs on whatever follows; here a trial is also stopped at a later evaluation, when better ones
-    have come to the rung behind it. Of equals the earlier one is the better: first accuracies are often all the same,
-    and Ray Tune's, which lets equals pass, then stops nothing.
+    have come to the rung behind it. Of equals the one with the lower number is the better: first accuracies are often
+    all the same, and Ray Tune's, which lets equals pass, then stops nothing. So what is known of a rung does not depend
+    on the order of its coming, which a driver that was killed cannot tell to the millisecond, and the best one at a
+    rung goes on in any order.
     """
 
     max_epochs: int
     grace: int
     factor: int
     rungs: dict[int, dict[str, float]] = field(default_factory=dict)
-    """Epoch of the rung -> trial -> value, in the order of their coming."""
+    """Epoch of the rung -> trial -> value."""
 
     def __post_init__(self) -> None:
         epoch = self.grace
@@ -59,7 +61,7 @@ class Asha:
             return False
         came = self.rungs[max(reached)]
         came.setdefault(trial, _or_worst(value))
-        order = sorted(came, key=lambda other: -came[other])  # stable: of equals the earlier one is first
+        order = sorted(came, key=lambda other: (-came[other], other))
         return math.isnan(value) or order.index(trial) >= max(1, len(came) // self.factor)
 
 

@@ -144,6 +144,7 @@ def check_mlflow(client):
         "pretrain": 1,
         "finetune": 1,
         "evaluate": 1,
+        "register": 1,
         "search": 1,
         "trial": 2,
         "shard": 2,
@@ -170,6 +171,7 @@ def check_mlflow(client):
     assert names == {"recipe.yaml", "environment", "model", *pictures}
     (evaluation,) = by_kind["evaluate"]
     assert evaluation.data.tags["mlflow.parentRunId"] == train.info.run_id
+    assert by_kind["register"][0].data.tags["mlflow.parentRunId"] == train.info.run_id
     assert train.data.tags["mlflow.parentRunId"] == by_kind["pretrain"][0].info.run_id
     read = client.get_run(evaluation.info.run_id).inputs.model_inputs
     assert [one.model_id for one in read] == [one.model_id for one in train.outputs.model_outputs]

@@ -79,6 +79,16 @@ def test_rules_decide_the_same_after_a_replay(seed, cut):
         assert before | after == stopped
 
 
+@given(st.lists(st.sampled_from([12.5, 20.0, 30.0]), min_size=2, max_size=8), st.randoms(use_true_random=False))
+def test_whoever_leads_a_rung_goes_on_in_whatever_order_evaluations_are_heard_of(values, shuffler):
+    """A driver hears of evaluations in another order than they were made in, and after a restart in a third one."""
+    story = [(float(n), f"{n:04d}", epoch, value) for n, value in enumerate(values) for epoch in (1, 2)]
+    shuffler.shuffle(story)
+    heard = [(float(n), trial, epoch, value) for n, (_, trial, epoch, value) in enumerate(story)]
+    leader = max(range(len(values)), key=lambda n: (values[n], -n))
+    assert f"{leader:04d}" not in replay(Asha(9, 1, 3), heard)
+
+
 def test_median_stopping_stops_who_never_came_near():
     rule = MedianStopping(grace=2, least_others=3)
     for trial in ("0000", "0001", "0002"):
