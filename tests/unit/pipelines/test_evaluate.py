@@ -327,8 +327,10 @@ def test_a_model_that_is_not_found_says_where_it_was_looked_for(tmp_path, store_
         find_model("nowhere")
     with pytest.raises(UserError, match=r"has no run 0{32}; set MLFLOW_TRACKING_URI"):
         find_model("0" * 32)
-    with pytest.raises(UserError, match="not registered with MLflow yet"):
+    with pytest.raises(UserError, match=r"MODEL: models:/act@champion: not in the registry at sqlite:"):
         find_model("models:/act@champion")
+    with pytest.raises(UserError, match=r"expected models:/NAME@ALIAS"):
+        find_model("models:/act")
     other = tracking.create_run(store_uri, "shards", params={}, tags={"run.kind": "shard"})
     with pytest.raises(UserError, match="is of kind shard and made no model"):
         find_model(other.run_id)
