@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-campaigns test-survival test-cluster test-unit lint format ui constraints clean
+.PHONY: help install demo test test-servers test-campaigns test-survival test-cluster test-unit lint format ui constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,9 +39,12 @@ demo: $(INSTALLED) ## the whole path on generated clips: raw video to a trained,
 	@$(BIN)/vast demo --out $(DEMO) $(DEMO_FLAGS)
 
 test: $(INSTALLED) ## unit tests, then integration on a real S3 server, real Ray and a real MLflow
-	@$(PYTEST) tests -m "not campaign and not survival and not cluster"
+	@$(PYTEST) tests -m "not servers and not campaign and not survival and not cluster" --durations=12
 
-test-campaigns: $(INSTALLED) ## builds killed over and over, a store that keeps failing
+test-servers: $(INSTALLED) ## MLflow's pages and the reports in a browser, a tracking server over PostgreSQL
+	@$(PYTEST) tests -m servers
+
+test-campaigns: $(INSTALLED) ## builds and searches killed over and over, a store that keeps failing
 	@$(PYTEST) tests -m campaign
 
 test-survival: $(INSTALLED) ## training runs whose ranks, Ray and driver are killed over and over, and whose store fails

@@ -4,6 +4,7 @@ import base64
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -46,7 +47,8 @@ def make_model(folder: Path, shards: str, seed: int) -> str:
 
 
 @pytest.fixture
-def tracked(tmp_path, monkeypatch):
+def tracked(tmp_path, empty_mlflow, monkeypatch):
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)

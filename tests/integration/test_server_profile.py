@@ -198,6 +198,7 @@ def as_user(profile, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 def test_nobody_gets_in_without_a_password(profile):
     asked = urllib.request.Request(
         f"{profile.uri}/api/2.0/mlflow/experiments/search",
@@ -213,6 +214,7 @@ def test_nobody_gets_in_without_a_password(profile):
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 def test_a_writer_tracks_a_run_into_the_database_and_the_bucket(profile, as_user, s3_server, tmp_path):
     as_user("writer", "writer-password")
     run = tracking.create_run(profile.uri, "a run", params={"optim.lr": 0.1}, tags={"run.kind": "finetune"})
@@ -237,6 +239,7 @@ def test_a_writer_tracks_a_run_into_the_database_and_the_bucket(profile, as_user
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 def test_a_reader_reads_and_cannot_write(profile, as_user):
     as_user("writer", "writer-password")
     run = tracking.create_run(profile.uri, "a run to read", params={}, tags={"run.kind": "finetune"})
@@ -249,6 +252,7 @@ def test_a_reader_reads_and_cannot_write(profile, as_user):
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 @pytest.mark.parametrize(("name", "password"), [("writer", "wrong-password"), ("nobody-known", "some-password")])
 def test_a_wrong_password_is_a_mistake_and_no_outage(profile, as_user, name, password):
     as_user(name, password)
@@ -263,6 +267,7 @@ def test_a_wrong_password_is_a_mistake_and_no_outage(profile, as_user, name, pas
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 def test_a_restart_keeps_runs_and_users(profile, as_user):
     as_user("writer", "writer-password")
     run = tracking.create_run(profile.uri, "before", params={"a": 1}, tags={})
@@ -278,6 +283,7 @@ def test_a_restart_keeps_runs_and_users(profile, as_user):
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 def test_a_removed_user_is_out_and_short_passwords_are_refused(profile):
     assert profile.users("add", "guest", password="guest-password").returncode == 0
     assert profile.users("add", "guest", "--writes", "other").returncode == 0  # no password: there is such a user
@@ -289,6 +295,7 @@ def test_a_removed_user_is_out_and_short_passwords_are_refused(profile):
 
 
 @pytest.mark.slow
+@pytest.mark.servers
 def test_no_secret_shows_in_the_list_of_processes_or_the_log(profile):
     main = psutil.Process(profile.process.pid)
     shown = [" ".join(process.cmdline()) for process in (main, *main.children(recursive=True))]

@@ -1,3 +1,5 @@
+import shutil
+
 import numpy as np
 import pytest
 from mlflow import MlflowClient
@@ -12,7 +14,8 @@ from vast.train.metrics import Predictions, score
 
 
 @pytest.fixture
-def uri(tmp_path, monkeypatch):
+def uri(tmp_path, empty_mlflow, monkeypatch):
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     monkeypatch.setenv("VAST_SPOOL", str(tmp_path / "spool"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     return f"sqlite:///{tmp_path}/mlflow.db"

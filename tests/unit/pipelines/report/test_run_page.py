@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import asdict, replace
 from unittest.mock import Mock
 
@@ -18,7 +19,8 @@ from vast.train.config import TrainConfig
 
 
 @pytest.fixture(autouse=True)
-def mlflow_here(tmp_path, monkeypatch):
+def mlflow_here(tmp_path, empty_mlflow, monkeypatch):
+    shutil.copy(empty_mlflow, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.setenv("VAST_SPOOL", str(tmp_path / "spool"))
     monkeypatch.chdir(tmp_path)
