@@ -57,7 +57,7 @@ def thin(axes: Axes) -> None:
         axes.spines[side].set_visible(False)
 
 
-def short(name: str) -> str:
-    """Return a name as a label: on one line, of bounded length, and with dollars that start no formula."""
+def short(name: str, most: int = 56) -> str:
+    """A name as a label: on one line, of at most so many characters, and with dollars that start no formula."""
     name = "".join(character if character.isprintable() else " " for character in name)
-    return (name if len(name) <= 56 else name[:55] + "…").replace("$", r"\$")
+    return (name if len(name) <= most else name[: most - 1] + "…").replace("$", r"\$")

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor
 
+from pipelines.plots.style import new_figure, save, thin
 from pipelines.predict.predictor import Guess
 from pipelines.predict.windows import Window
 
@@ -29,8 +28,7 @@ def strips_and_bars(path: Path, answers: Sequence[tuple[str, Tensor, list[Guess]
         answers: name, clip_CTHW of the first view (uint8), and the classes, best first.
         title: of the whole.
     """
-    figure = Figure(figsize=(11, 0.5 + 3.1 * len(answers)), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11, 0.5 + 3.1 * len(answers))
     figure.suptitle(_plain(title), fontsize=11)
     parts = figure.subfigures(len(answers), 1, squeeze=False)[:, 0]
     for part, (name, clip_CTHW, guesses) in zip(parts, answers, strict=True):
@@ -42,7 +40,7 @@ def strips_and_bars(path: Path, answers: Sequence[tuple[str, Tensor, list[Guess]
         strip.set_axis_off()
         strip.set_title(_plain(name), fontsize=9, loc="left")
         _bars(part.add_subplot(grid[1]), guesses)
-    figure.savefig(path)
+    save(figure, path)
 
 
 def _bars(axes: Axes, guesses: Sequence[Guess]) -> None:
@@ -56,8 +54,8 @@ def _bars(axes: Axes, guesses: Sequence[Guess]) -> None:
     axes.set_xlim(0, 112)
     axes.set_xticks([])
     axes.tick_params(axis="y", length=0)
-    for side in ("top", "right", "bottom"):
-        axes.spines[side].set_visible(False)
+    thin(axes)
+    axes.spines["bottom"].set_visible(False)
 
 
 def timeline(path: Path, found: Sequence[Window], classes: Sequence[str], title: str) -> None:
@@ -65,8 +63,7 @@ def timeline(path: Path, found: Sequence[Window], classes: Sequence[str], title:
 
     A window counts for its whole length; the band below the curves names the leading class of each stretch.
     """
-    figure = Figure(figsize=(12, 5), dpi=110, layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(12, 5)
     upper, band = figure.subplots(2, 1, height_ratios=[5, 1], sharex=True)
     leaders = [int(np.argmax(window.probs_K)) if window.probs_K is not None else -1 for window in found]
     # the classes that lead most often, then by number
@@ -92,9 +89,8 @@ def timeline(path: Path, found: Sequence[Window], classes: Sequence[str], title:
     band.set_xlabel("time, s")
     band.set_xlim(found[0].start_s, found[-1].end_s)
     for axes in (upper, band):
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
-    figure.savefig(path)
+        thin(axes)
+    save(figure, path)
 
 
 def _plain(text: str) -> str:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from pipelines import tracking
 from pipelines.config import absolute
@@ -269,8 +268,9 @@ class _Driver:
                 **storage,  # nobody needs it afterwards
             ),
         )
-        with _quiet_tune():
-            results = tuner.fit()
+        for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_SIGINT_HANDLER"):
+            os.environ.setdefault(name, "1")  # no files of its own beside each trial; Ctrl-C has our handler
+        results = tuner.fit()
         stopped_all = bool(signals.signum or self.budget_spent())
         failures = {result.config["trial"]: result.error for result in results if result.error and not stopped_all}
         for trial in left:
@@ -338,14 +338,6 @@ class _Driver:
     def _note_time(self) -> None:
         with contextlib.suppress(Exception):  # seconds are no reason to end
             write_json(open_store(self.record.url), SPENT, {"seconds": round(self._spent_s(), 1)})
-
-
-@contextlib.contextmanager
-def _quiet_tune() -> Any:
-    """Ray Tune without its own files beside each trial, and without its handler of Ctrl-C: we have one."""
-    for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_SIGINT_HANDLER"):
-        os.environ.setdefault(name, "1")
-    yield
 
 
 def best_model_url(record: CampaignRecord) -> str:

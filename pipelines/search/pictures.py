@@ -1,17 +1,14 @@
 """A campaign in three pictures, as PNGs for MLflow: which settings were good, which mattered, how the best one grew."""
 
 import math
-import warnings
 from pathlib import Path
 
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 
+from pipelines.plots.style import new_figure, save, short, thin
 from pipelines.search.axes import Axis, setting_axes
 from pipelines.search.importance import Importance, importance
 from pipelines.search.progress import moments
@@ -19,6 +16,7 @@ from pipelines.search.record import CampaignRecord, TrialRecord
 
 PARALLEL_COORDINATES, IMPORTANCE, BEST_SO_FAR = "parallel_coordinates.png", "importance.png", "best_so_far.png"
 
+_LONGEST_LABEL = 40
 _BLUE, _PALE, _GREY, _BEST = "#2171b5", "#9ecae1", "#525252", "#d94801"
 
 
@@ -39,7 +37,7 @@ def _parallel_coordinates(record: CampaignRecord, path: Path) -> None:
         return
     values = [trial.value(record.metric) or 0.0 for trial in trials]
     axes = [*setting_axes(record, trials), Axis.of_numbers(record.metric, values)]
-    figure = _figure(max(7.0, 2.4 * len(axes)), 5.6)
+    figure = new_figure(max(7.0, 2.4 * len(axes)), 5.6)
     plot = figure.add_subplot()
     shade = colormaps["Blues"]
     order = {trial.id: place for place, trial in enumerate(reversed(trials))}  # 0: the worst
@@ -65,7 +63,7 @@ def _parallel_coordinates(record: CampaignRecord, path: Path) -> None:
     without = len(record.trials) - len(trials)
     more = f", {without} without a value not drawn" if without else ""
     plot.set_title(f"{_plain(record.name)}: {len(trials)} trials{more}", fontsize=11, pad=26)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _corners(trial: TrialRecord, axes: list[Axis], metric: str) -> list[tuple[int, float]]:
@@ -92,7 +90,7 @@ def _importance(found: Importance, record: CampaignRecord, path: Path) -> None:
     if found.missing:
         _say(path, found.missing)
         return
-    figure = _figure(9, 1.7 + 0.4 * len(found.shares))
+    figure = new_figure(9, 1.7 + 0.4 * len(found.shares))
     plot = figure.add_subplot()
     places, percents = range(len(found.shares)), [100 * share for share in found.shares.values()]
     plot.barh(places, percents, color=_BLUE, height=0.66)
@@ -107,7 +105,7 @@ def _importance(found: Importance, record: CampaignRecord, path: Path) -> None:
         plot.spines[side].set_visible(False)
     plot.set_title(f"{_plain(record.name)}: what {record.metric} depended on", fontsize=11, loc="left")
     figure.supxlabel(found.caveat(), fontsize=8, color=_GREY, x=0.02, ha="left", wrap=True)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _best_so_far(record: CampaignRecord, path: Path) -> None:
@@ -115,7 +113,7 @@ def _best_so_far(record: CampaignRecord, path: Path) -> None:
     if not found:
         _say(path, f"no trial has a value of {record.metric} yet")
         return
-    figure = _figure(11, 4.6)
+    figure = new_figure(11, 4.6)
     panels = figure.subplots(1, 2, sharey=True)
     last_minutes = found[-1].hours * 60
     unit, scale = ("hours", 1.0) if last_minutes > 180 else ("minutes", 60.0)
@@ -128,33 +126,18 @@ def _best_so_far(record: CampaignRecord, path: Path) -> None:
         plot.step(places, [moment.best for moment in found], where="post", color=_BEST, label="best so far")
         plot.set_xlabel(label)
         plot.xaxis.set_major_formatter("{x:,g}")
-        for side in ("top", "right"):
-            plot.spines[side].set_visible(False)
+        thin(plot)
     panels[0].set_ylabel(record.metric)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(f"{_plain(record.name)}: {found[-1].best:.4g} after {found[-1].steps:,} steps", fontsize=11)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _say(path: Path, text: str) -> None:
-    figure = _figure(8, 1.6)
+    figure = new_figure(8, 1.6)
     figure.text(0.5, 0.5, text, ha="center", va="center", fontsize=11, color=_GREY)
-    _save(figure, path)
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=110, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12))
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph")  # a choice in a script that the font lacks shows as boxes
-        figure.savefig(path)
+    save(figure, path)
 
 
 def _plain(name: str) -> str:
-    """A name as a label: on one line, bounded, and with dollars that start no formula."""
-    name = "".join(character if character.isprintable() else " " for character in name)
-    return (name if len(name) <= 40 else name[:39] + "…").replace("$", r"\$")
+    return short(name, _LONGEST_LABEL)

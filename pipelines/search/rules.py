@@ -148,5 +148,10 @@ def _or_worst(value: float) -> float:
 
 
 def replay(rule: StoppingRule, evaluations: Sequence[tuple[float, str, int, float]]) -> set[str]:
-    """Give a rule (time, trial, epoch, value) in the order of time; returns the trials that it stops."""
-    return {trial for _, trial, epoch, value in sorted(evaluations) if rule.stops(trial, epoch, value)}
+    """Give a rule (time, trial, epoch, value) in the order of time; returns the trials that it stops.
+
+    Only the answer to a trial's last evaluation counts: one that was evaluated again had been let go on, by a driver
+    that may have heard of the evaluations in another order.
+    """
+    stops = {trial: rule.stops(trial, epoch, value) for _, trial, epoch, value in sorted(evaluations)}
+    return {trial for trial, stopped in stops.items() if stopped}

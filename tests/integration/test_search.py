@@ -109,7 +109,7 @@ def test_a_campaign_stops_trials_learns_from_them_and_survives_one_that_fails(ss
             assert "optim.max_micro_batch" in trial.error
         else:
             assert trial.steps_trained == trial.reports[-1].step  # none twice
-            assert trial.state == "finished" if trial.reports[-1].epoch == 3 else trial.state == "stopped"
+            assert trial.state == ("finished" if trial.reports[-1].epoch == 3 else "stopped"), trial
     assert record.steps_trained < record.steps_to_the_end
     assert record.ranked()[0].value("eval/top1") >= record.trials[0].value("eval/top1")
     check_tree(tmp_path, record)

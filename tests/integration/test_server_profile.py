@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -50,7 +51,7 @@ def postgres(tmp_path_factory) -> Iterator[dict[str, str]]:
     if os.getuid() == 0:  # which it refuses to run as
         user = pwd.getpwnam("postgres" if "postgres" in {p.pw_name for p in pwd.getpwall()} else "nobody")
         # folders of tests are closed to others
-        folder = Path(subprocess.check_output(["mktemp", "-d", "/tmp/vast-postgres-XXXXXX"], text=True).strip())
+        folder = Path(tempfile.mkdtemp(prefix="vast-postgres-"))
         os.chown(folder, user.pw_uid, user.pw_gid)
         unprivileged = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
     password = secrets.token_hex(16)

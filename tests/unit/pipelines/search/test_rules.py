@@ -89,6 +89,13 @@ def test_whoever_leads_a_rung_goes_on_in_whatever_order_evaluations_are_heard_of
     assert f"{leader:04d}" not in replay(Asha(9, 1, 3), heard)
 
 
+def test_a_trial_that_was_let_go_on_is_not_stopped_for_what_it_did_before():
+    """The driver had heard of 0000 at its rung first, though 0001 was evaluated before it; then it was killed."""
+    heard = [(1.0, "0001", 1, 90.0), (2.0, "0000", 1, 10.0), (3.0, "0000", 2, 80.0), (4.0, "0000", 3, 95.0)]
+    assert replay(Asha(3, 1, 2), heard[:2]) == {"0000"}
+    assert replay(Asha(3, 1, 2), heard) == set()
+
+
 def test_median_stopping_stops_who_never_came_near():
     rule = MedianStopping(grace=2, least_others=3)
     for trial in ("0000", "0001", "0002"):
