@@ -222,7 +222,7 @@ def _add_tables(commands) -> None:  # type: ignore[no-untyped-def]
 
 
 def _recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("recipe", metavar="RECIPE", help="a shipped recipe's name or a YAML file")
+    parser.add_argument("recipe", metavar="RECIPE", help="a shipped recipe's name, or a YAML file's path or URL")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings, as optim.lr=3e-4")
 
 

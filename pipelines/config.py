@@ -1,6 +1,7 @@
 """From a recipe and overrides to one frozen config, with every problem reported at once.
 
-A recipe is a YAML file, shipped (by name) or the user's own (by path). `base: other_recipe` starts from another one.
+A recipe is a YAML file, shipped (by name) or the user's own (by path, or at an s3:// URL, as each run keeps its own).
+`base: other_recipe` starts from another one.
 Everything is checked before Ray or a GPU is touched.
 """
 
@@ -18,6 +19,7 @@ from vast.data.order import steps_per_epoch
 from vast.data.protocols import resolve_protocol
 from vast.dataset_format import Manifest, read_manifest
 from vast.errors import StoreError, UserError
+from vast.storage import open_store
 from vast.train.config import TrainConfig
 
 Tree = dict[str, Any]
@@ -57,16 +59,20 @@ def _read(recipe: str, chain: tuple[str, ...]) -> Tree:
         raise UserError(f"recipe {recipe}: `base` goes in a circle: {' -> '.join([*chain, recipe])}")
     shipped = shipped_recipes()
     path = shipped.get(recipe, Path(recipe))
-    if not path.is_file():
+    remote = "://" in recipe
+    if not remote and not path.is_file():
         near = difflib.get_close_matches(recipe, shipped, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"recipe {recipe!r}: no such file, and no shipped recipe of that name{hint} (`vast recipes`)")
+    where = recipe if remote else path
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UserError, UnicodeDecodeError) as error:
-        raise UserError(f"recipe {path}: {error}") from error
+        folder, _, name = recipe.rpartition("/")
+        content = open_store(folder).get_bytes(name) if remote else path.read_bytes()
+        tree = yaml.load(content.decode("utf-8"), _Loader)
+    except (yaml.YAMLError, UserError, StoreError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {where}: {error}") from error
     if not isinstance(tree, dict):
-        raise UserError(f"recipe {path}: must be a mapping of sections, found {type(tree).__name__}")
+        raise UserError(f"recipe {where}: must be a mapping of sections, found {type(tree).__name__}")
     base = tree.pop("base", None)
     if base is None:
         return tree

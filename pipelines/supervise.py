@@ -24,7 +24,7 @@ T = TypeVar("T")
 MAX_FUTILE = 6  # failures in a row without a new checkpoint
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 1.0, 60.0
 # What the other ranks raise when one of them is gone.
-_PEER_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket timeout", re.IGNORECASE)
+PEER_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|socket timeout", re.IGNORECASE)
 _DEATHS = (ray.exceptions.RayError, WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError)
 
 
@@ -85,7 +85,7 @@ def _diagnose_ranks(failures: dict[int, Exception]) -> Trouble:
     own = {
         rank: error
         for rank, error in failures.items()
-        if not isinstance(error, _DEATHS) and not _PEER_LOST.search(str(error))
+        if not isinstance(error, _DEATHS) and not PEER_LOST.search(str(error))
     }
     if dead or not own:
         ranks = ", ".join(map(str, dead or sorted(failures)))

@@ -31,7 +31,8 @@ from pipelines.report.words import count, counted, setting, span
 from pipelines.search.axes import Axis, setting_axes
 from pipelines.search.importance import importance
 from pipelines.search.progress import moments
-from pipelines.search.record import CampaignRecord, TrialRecord, trial_url
+from pipelines.search.record import BEST_RECIPE, CampaignRecord, TrialRecord, trial_url
+from vast.storage import join_url, open_store
 from vast.train.config import TrainConfig
 
 _STATE_LABELS = {
@@ -106,6 +107,8 @@ def best_command(record: CampaignRecord, trial: TrialRecord) -> str:
     recipe = str(record.config["name"])
     changes: dict[str, Any] = {}
     config = _config(record)
+    if recipe not in shipped_recipes() and open_store(record.url).exists(BEST_RECIPE):
+        return shlex.join(["vast", "finetune", join_url(record.url, BEST_RECIPE)])
     if config is not None and recipe in shipped_recipes():
         tree = read_recipe(recipe)
         tree.pop("search", None)

@@ -1,6 +1,7 @@
 """The story of a training run."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from pipelines.report.charts.bars import share_bar
 from pipelines.report.charts.lines import Line, legend, line_chart
@@ -329,9 +330,24 @@ def _environment(run: RunFacts) -> Html:
         facts(
             [
                 ("Git commit", commit + dirty),
+                *_software_and_hardware(run.tracked.environment),
                 ("Run's folder", run.url),
                 ("MLflow run", f"{run.tracked.ref.run_id} in {run.tracked.ref.tracking_uri}"),
                 *((name, value) for name, value in sorted(tags.items()) if name not in shown),
             ]
         ),
     )
+
+
+def _software_and_hardware(found: dict[str, Any]) -> list[tuple[str, str]]:
+    if not found:
+        return [("Software and hardware", "not known: environment/environment.json of the MLflow run cannot be read")]
+    packages = {"Python": found["python"], **found["packages"]}
+    gpus = [f"{gpu['name']} ({gpu['memory.total']}, driver {gpu['driver_version']})" for gpu in found["gpus"]]
+    machine = f"{found['platform']}, {found['usable_cpus']} of {found['cpus']} CPUs usable"
+    return [
+        ("Software", ", ".join(f"{name} {version}" for name, version in packages.items() if version)),
+        ("Machine of the driver", f"{machine}, {found['memory_bytes'] / 2**30:.0f} GiB of memory"),
+        ("GPUs of that machine", ", ".join(gpus) or "none"),
+        ("Nodes", str(found["nodes"])),
+    ]

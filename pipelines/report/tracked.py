@@ -1,9 +1,12 @@
 """What MLflow knows of a run, read for a report: the only module of the report that speaks to MLflow."""
 
+import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 from pipelines.report.figures import Figures
 from pipelines.tracking import RunRef
@@ -26,6 +29,8 @@ class Tracked:
     """None while it runs."""
     params: dict[str, str]
     tags: dict[str, str]
+    environment: dict[str, Any]
+    """As pipelines.tracking.environment writes it; empty where it was not kept or cannot be fetched."""
 
 
 def tracked_run(ref: RunRef) -> Tracked:
@@ -36,7 +41,8 @@ def tracked_run(ref: RunRef) -> Tracked:
     """
     from mlflow import MlflowClient
 
-    run = _ask(ref, lambda: MlflowClient(ref.tracking_uri).get_run(ref.run_id))
+    client = MlflowClient(ref.tracking_uri)
+    run = _ask(ref, lambda: client.get_run(ref.run_id))
     end_ms = run.info.end_time
     return Tracked(
         ref,
@@ -46,7 +52,15 @@ def tracked_run(ref: RunRef) -> Tracked:
         end_ms / 1e3 if end_ms else None,
         dict(run.data.params),
         dict(run.data.tags),
+        _environment(client, ref),
     )
+
+
+def _environment(client: Any, ref: RunRef) -> dict[str, Any]:
+    with TemporaryDirectory(prefix="vast-report-") as scratch, contextlib.suppress(Exception):
+        path = client.download_artifacts(ref.run_id, "environment/environment.json", scratch)
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    return {}  # files may lie where this machine does not reach; the report goes on without
 
 
 def tracked_figures(ref: RunRef) -> Figures:

@@ -15,13 +15,16 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import yaml
+
 from pipelines import tracking
 from pipelines.config import absolute
 from pipelines.launch import connect
 from pipelines.ray_storage import patiently
-from pipelines.search.config import SearchConfig, resolve_search
+from pipelines.search.config import SearchConfig, resolve_search, trial_config
 from pipelines.search.pictures import campaign_pictures
 from pipelines.search.record import (
+    BEST_RECIPE,
     CAMPAIGN,
     SPENT,
     TOLD,
@@ -370,8 +373,12 @@ def _publish(campaign: Campaign, terminal: Terminal) -> None:
     """Leave in MLflow what a person wants to see of a campaign."""
     record = campaign.record
     tracking.set_tags(record.tracking, {NOTE: _in_words(campaign), "best.trial": campaign.best.id})
+    best = trial_config(TrainConfig.model_validate(record.config), campaign.best.changes, f"{record.name}-best")
+    recipe = yaml.safe_dump(best.model_dump(mode="json"), sort_keys=False)
+    open_store(record.url).put_bytes(BEST_RECIPE, recipe.encode())
     with TemporaryDirectory(prefix="vast-search-") as scratch:
         folder = Path(scratch)
+        (folder / BEST_RECIPE).write_text(recipe, encoding="utf-8")
         with (folder / "trials.csv").open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(["trial", record.metric, "epochs", "state", "settings"])

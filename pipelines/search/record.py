@@ -2,6 +2,7 @@
 
 campaign.json                 what is searched, and the MLflow run of the campaign; written once, before any trial
 spent.json                    wall-clock seconds of all sessions so far
+best_recipe.yaml              the best trial's settings as a recipe of their own; of the last session that ended well
 told.json                     its pictures and its summary are in MLflow; absent while trials may go on
 trials/0003/trial.json        what was drawn for a trial; written before it starts, so no point is drawn twice
 trials/0003/progress.json     its reports, exploits and MLflow run; written by the trial before anyone acts on them
@@ -22,7 +23,7 @@ from pipelines.tracking import RunRef
 from vast.errors import ObjectMissing
 from vast.storage import Store, join_url, open_store
 
-CAMPAIGN, SPENT, TOLD = "campaign.json", "spent.json", "told.json"
+CAMPAIGN, SPENT, TOLD, BEST_RECIPE = "campaign.json", "spent.json", "told.json", "best_recipe.yaml"
 TRIAL, PROGRESS, ENDED = "trial.json", "progress.json", "ended.json"
 
 State = Literal["waiting", "running", "finished", "stopped", "failed"]

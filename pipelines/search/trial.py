@@ -43,6 +43,7 @@ from pipelines.search.record import (
 from pipelines.search.rules import Takeover
 from pipelines.search.runs import create_trial_run
 from pipelines.search.space import Point, active, base_point, grid, random_point
+from pipelines.supervise import PEER_LOST
 from pipelines.tracking import MlflowTracker, RunRef
 from pipelines.uploads import TornCheckpointError, get_checkpoint, put_checkpoint
 from pipelines.worker import NoTracker, publish
@@ -80,14 +81,10 @@ def run_trial(given: dict[str, Any], *, legs: dict[str, Leg]) -> None:
     except (OSError, StoreError, ConnectionError, ray.exceptions.RayError, torch.distributed.DistBackendError):
         raise
     except Exception as error:
-        if _peer_lost(error):
+        if isinstance(error, RuntimeError) and PEER_LOST.search(str(error)):
             raise
         words = f"{type(error).__name__}: {str(error).strip()[:2000]}"
         patiently(partial(write_ended, leg.campaign_url, leg.trial, "failed", words))
-
-
-def _peer_lost(error: Exception) -> bool:
-    return isinstance(error, RuntimeError) and ("Connection closed by peer" in str(error) or "gloo" in str(error))
 
 
 def write_ended(campaign_url: str, trial: str, state: str, error: str = "") -> None:

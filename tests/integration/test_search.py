@@ -1,5 +1,6 @@
 """Campaigns through the command, on real Ray, with a real MLflow store; and campaigns whose driver is killed."""
 
+import contextlib
 import os
 import random
 import re
@@ -15,6 +16,7 @@ import yaml
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from pipelines.config import resolve
 from pipelines.search.config import resolve_search, trial_config
 from pipelines.search.record import CampaignRecord, read_campaign, trial_url
 from tests.integration.test_training import train_without_ray
@@ -124,6 +126,8 @@ def test_a_campaign_stops_trials_learns_from_them_and_survives_one_that_fails(ss
     assert "5 trials of `campaign` over" in client.get_run(record.tracking.run_id).data.tags["mlflow.note.content"]
     logged = {file.path for file in client.list_artifacts(record.tracking.run_id)}
     assert {"trials.csv", "parallel_coordinates.png", "importance.png", "best_so_far.png"} <= logged
+    best = record.ranked()[0]
+    assert resolve(f"{record.url}/best_recipe.yaml", []).flat().items() >= best.drawn.items()
 
     # The best trial's settings and the same training code make the same weights without any search.
     base, _ = resolve_search(recipe, [])
@@ -145,6 +149,42 @@ def test_trials_of_several_ranks_take_the_same_batches(ssv2_shards, tmp_path):
     alone = train_without_ray(2, config.model_dump(mode="json"), tmp_path / "alone")
     model = load_file(Path(trial_url(record.url, trial.id)) / "model" / "model.safetensors")
     assert all(weight.equal(alone["weights"][name]) for name, weight in model.items())
+
+
+@pytest.mark.campaign
+def test_a_trial_whose_process_is_killed_goes_on_from_its_last_state(ssv2_shards, tmp_path):
+    recipe = write_recipe(tmp_path, ssv2_shards, 30, scheduler="none", num_trials=1)
+    log = tmp_path / "out.txt"
+    with log.open("wb") as out:
+        driver = subprocess.Popen(command(recipe), cwd=tmp_path, env=environment(tmp_path), stdout=out, stderr=out)
+    for reached in ("epoch   2", "epoch  12"):  # search.max_failures allows three
+        deadline = time.monotonic() + 120
+        while reached not in log.read_text():
+            assert driver.poll() is None, log.read_text()[-3000:]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (process,) = [each for each in psutil.Process(driver.pid).children(recursive=True) if runs_a_trial(each)]
+        process.kill()
+    assert driver.wait(timeout=300) == 0, log.read_text()[-3000:]
+
+    (url,) = (tmp_path / "runs").iterdir()
+    record = read_campaign(str(url))
+    (trial,) = record.trials
+    assert trial.state == "finished"
+    assert [report.epoch for report in trial.reports] == list(range(1, 31))
+    assert trial.steps_trained == record.steps_per_trial  # no step whose state was kept was made again
+    base, _ = resolve_search(recipe, [])
+    config = trial_config(base, trial.drawn, "alone")
+    alone = train_without_ray(1, config.model_dump(mode="json"), tmp_path / "alone")
+    model = load_file(Path(trial_url(record.url, trial.id)) / "model" / "model.safetensors")
+    assert all(weight.equal(alone["weights"][name]) for name, weight in model.items())
+    check_tree(tmp_path, record)
+
+
+def runs_a_trial(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "".join(process.cmdline()).startswith("ray::ImplicitFunc")
+    return False
 
 
 @pytest.mark.campaign

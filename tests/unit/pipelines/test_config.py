@@ -98,6 +98,15 @@ def test_a_broken_recipe_file_is_explained(tmp_path, text, message):
         read_recipe(write(tmp_path, text))
 
 
+def test_a_recipe_may_lie_in_a_store(ssv2_shards, tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_text("base: demo_finetune_ssv2\nname: own\noptim: {lr: 0.007}\n")
+    config = resolve(f"file://{path}", [f"data.url={ssv2_shards}"])
+    assert (config.name, config.optim.lr) == ("own", 0.007)
+    with pytest.raises(UserError, match=r"recipe file:///.*gone\.yaml: "):
+        resolve(f"file://{tmp_path}/gone.yaml", [])
+
+
 def test_a_misspelt_recipe_name_gets_a_suggestion():
     with pytest.raises(UserError, match="did you mean 'demo_search'"):
         read_recipe("demo_serch")

@@ -3,6 +3,8 @@
 import csv
 import json
 from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -36,6 +38,9 @@ def make_run(folder, shards, *, classes=None, finished=True, init_from="", name=
         params=config.flat(),
         tags={"run.url": url, "run.kind": "finetune", "dataset.digest": manifest.digest},
     )
+    with TemporaryDirectory() as scratch:
+        tracking.write_environment(Path(scratch), num_nodes=3)
+        tracking.log_files(ref, Path(scratch), "environment")
     for step in (10, 20, 30):
         stall = {"stall/wait_share": 0.25, "stall/to_device_share": 0.05, "stall/compute_share": 0.7}
         figures = {"train/loss": 3.0 / step, "optim/lr": 1e-3, "data/skipped": 2.0, "stall/wait": 0.1, **stall}

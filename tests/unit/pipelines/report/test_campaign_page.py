@@ -97,10 +97,12 @@ def test_the_command_trains_what_the_best_trial_trained(ssv2_shards):
     parse_overrides(words)
 
 
-def test_a_recipe_of_ones_own_is_left_to_its_author(tmp_path):
-    record = campaign(trials(1))
+def test_a_recipe_of_ones_own_is_left_to_its_author_until_the_campaign_has_written_one(tmp_path):
+    record = replace(campaign(trials(1)), url=str(tmp_path))
     record.config["name"] = "my_own"
     assert best_command(record, record.trials[0]).startswith("vast finetune RECIPE optim.lr=")
+    (tmp_path / "best_recipe.yaml").write_text("name: best")
+    assert best_command(record, record.trials[0]) == f"vast finetune {tmp_path}/best_recipe.yaml"
 
 
 def test_a_trial_is_no_campaign(tmp_path, capsys, monkeypatch):

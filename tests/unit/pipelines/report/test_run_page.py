@@ -1,4 +1,5 @@
 import json
+import platform
 import shutil
 from dataclasses import asdict, replace
 from unittest.mock import Mock
@@ -56,6 +57,9 @@ def test_the_story_of_a_run(tmp_path, ssv2_shards):
         "optim.lr 0.004 0.001",
         "data.url " + ssv2_shards,
         "Git commit",
+        f"Software Python {platform.python_version()}, vast-video",
+        "GPUs of that machine",
+        "Nodes 3",
         ref.run_id,
     ):
         assert part in text, part
