@@ -148,7 +148,7 @@ def wait_for_checkpoint(folder: Path, beyond: int, process: subprocess.Popen[str
     raise AssertionError("no checkpoint in two minutes")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_ctrl_c_then_sigkill_then_the_same_command_resumes_and_ends_as_if_nothing_had_happened(ssv2_shards, tmp_path):
     # 24 epochs of 3 steps; a rank has one thread here, since the order of a sum over threads is not ours to promise
     settings = [f"data.url={ssv2_shards}", *TINY, "optim.epochs=24", "checkpoint.every_steps=6", "eval.every_epochs=24"]
