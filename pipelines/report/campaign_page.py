@@ -41,6 +41,12 @@ _STATE_LABELS = {
     "failed": "failed",
     "running": "not ended yet",
 }
+_RULE_SETTINGS = {
+    "grace_epochs": ("asha", "median"),
+    "reduction_factor": ("asha",),
+    **dict.fromkeys(("perturb_epochs", "quantile", "resample_probability", "perturb_factors"), ("pbt",)),
+}
+"""Settings of the search that only some schedulers read."""
 _MOST_THREADS = 200
 _MOST_DOTTED = 60
 
@@ -149,6 +155,7 @@ def _question(record: CampaignRecord) -> Html:
         f"{search['max_hours']:g} hours" if search.get("max_hours") else "",
     ]
     known = {"metric", "mode", "algorithm", "scheduler", "num_trials", "max_steps", "max_hours", "space"}
+    known |= {key for key, users in _RULE_SETTINGS.items() if search.get("scheduler") not in users}
     return section(
         "The question",
         facts(

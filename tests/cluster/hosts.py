@@ -130,6 +130,22 @@ class Cluster:
         """Put it back."""
         ip("link", "set", f"{host.name}u", "up")
 
+    def drain(self, host: Host) -> None:
+        """Tell Ray that the host will be taken away, as an autoscaler does for a spot machine."""
+        ray = str(Path(sys.executable).parent / "ray")
+        words = [ray, "drain-node", f"--address={self.head_address}", f"--node-id={self.alive()[host.address]}"]
+        words += ["--reason=DRAIN_NODE_REASON_PREEMPTION", "--reason-message=spot machine is taken back"]
+        words += ["--deadline-remaining-seconds=120"]
+        done = subprocess.run(
+            ["ip", "netns", "exec", self.hosts[0].name, *words],
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+
     def popen(self, host: Host, words: list[str], log: Path, **environment: str) -> subprocess.Popen[bytes]:
         """Start a program on a host."""
         with log.open("ab") as file:
@@ -159,16 +175,17 @@ class Cluster:
             assert time.monotonic() < deadline, f"{host.name} did not join: {log[-3000:]}"
             time.sleep(0.5)
 
-    def alive(self) -> set[str]:
-        """Addresses of the nodes that Ray's head takes for alive."""
+    def alive(self) -> dict[str, str]:
+        """Address and id of the nodes that Ray's head takes for alive."""
         program = (
             "from ray._raylet import GcsClient\n"
             f"nodes = GcsClient(address={self.head_address!r}).get_all_node_info(timeout=5)\n"
-            "print(*[node.node_manager_address for node in nodes.values() if node.state == 0])"
+            "for node in nodes.values():\n"
+            "    if node.state == 0: print(node.node_manager_address, node.node_id.hex())"
         )
         words = ["ip", "netns", "exec", self.hosts[0].name, sys.executable, "-c", program]
         done = subprocess.run(words, env=self.environment(), capture_output=True, text=True, timeout=60, check=False)
-        return set(done.stdout.split()) if done.returncode == 0 else set()
+        return dict(line.split() for line in done.stdout.splitlines()) if done.returncode == 0 else {}
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Training across three hosts: one is killed, one is cut off and comes back; the weights are those of a single host."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from mlflow import MlflowClient
 
+from pipelines.history import read_history
 from tests.cluster.hosts import Cluster, Host, cluster, why_not
 from tests.integration.kill_training import published_hash
 from tests.integration.test_kill_training import config_for, whole_hash
@@ -76,6 +79,50 @@ def test_a_host_that_dies_and_a_host_that_is_cut_off(hosts: Cluster, ssv2_shards
     said = log.read_text(errors="replace")
     assert "resumed at step" in said
     assert published_hash(str(run_url())) == whole, said[-6000:]
+
+
+def test_a_run_leaves_a_host_that_is_drained_and_takes_another_that_joins(ssv2_shards: str, tmp_path: Path) -> None:
+    if reason := why_not():
+        pytest.skip(reason)
+    tree = config_for(ssv2_shards, epochs=20_000)  # more than it will come to
+    tree |= {"eval": {"every_epochs": 20_000}, "checkpoint": {"every_epochs": 20_000, "every_steps": 20}}
+    recipe, log = tmp_path / "recipe.yaml", tmp_path / "driver.log"
+    recipe.write_text(yaml.safe_dump(tree))
+    (folder := tmp_path / "cluster").mkdir()
+    with cluster(folder, [1, 1]) as made:
+        words = [sys.executable, "-m", "pipelines.cli", "pretrain", str(recipe), "--ranks", "1..2"]
+        words += ["--address", made.head_address, "--output", str(tmp_path / "runs")]
+        database = f"sqlite:///{tmp_path}/mlflow.db"
+        driver = made.popen(made.hosts[0], words, log, MLFLOW_TRACKING_URI=database)
+
+        def said(what: str) -> bool:
+            text = log.read_text(errors="replace")
+            assert driver.poll() is None, text[-6000:]
+            return what in text
+
+        wait_for("two ranks", lambda: said("on 2 rank(s)"), log)
+        wait_for("a checkpoint", lambda: list(tmp_path.glob("runs/*/step-*/checkpoint.json")), log)
+        made.drain(made.hosts[1])
+        wait_for("the notice", lambda: said("the ranks were told to go and have saved"), log)
+        wait_for("one rank", lambda: said("on 1 rank(s)"), log)
+        made.hosts[1].kill()  # as its owner does at the deadline
+
+        joined = made.add_link(2, 1)
+        made.start_ray(joined)
+        wait_for("two ranks again", lambda: log.read_text(errors="replace").count("on 2 rank(s)") == 2, log)
+        assert joined.has_rank()
+        newest = len(list(tmp_path.glob("runs/*/history/*")))
+        wait_for("a save", lambda: len(list(tmp_path.glob("runs/*/history/*"))) > newest, log)
+        driver.send_signal(signal.SIGTERM)  # `ip netns exec` has become the driver
+        assert driver.wait(timeout=LIMIT_S) == 128 + signal.SIGTERM, log.read_text(errors="replace")[-6000:]
+
+    (run,) = (tmp_path / "runs").iterdir()
+    logged, _ = read_history(str(run)).series("train/loss")  # every tenth step, and the last one before each end
+    assert set(range(10, int(logged[-1]) + 1, 10)) <= set(logged.tolist())
+    client = MlflowClient(database)
+    (tracked,) = client.search_runs([client.get_experiment_by_name("vast").experiment_id])
+    points = client.get_metric_history(tracked.info.run_id, "train/loss")
+    assert sorted(point.step for point in points) == logged.tolist()  # each once
 
 
 def test_a_stranger_without_the_token_is_not_let_in(hosts: Cluster) -> None:

@@ -14,6 +14,8 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+from pipelines import cli
+from pipelines.history import read_history
 from vast.data.dataset import ShardDataset
 
 TINY = ["data.num_frames=4", "data.crop_size=32", "data.eval_short_side=32", "optim.global_batch=8"]
@@ -190,3 +192,21 @@ def test_ctrl_c_then_sigkill_then_the_same_command_resumes_and_ends_as_if_nothin
     assert [run.info.status for run in runs] == ["FINISHED"]
     steps = {point.step for point in client.get_metric_history(runs[0].info.run_id, "train/loss")}
     assert max(steps) == 72
+
+
+@pytest.mark.slow
+def test_the_best_checkpoints_and_the_last_are_kept(ray_local, ssv2_shards, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    words = [f"data.url={ssv2_shards}", *TINY, "optim.epochs=7", "eval.every_epochs=1", "checkpoint.keep_best=2"]
+    assert cli.main(["finetune", "demo_finetune_ssv2", *words, "--ranks", "1"]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    kept = {int(folder.parent.name.removeprefix("step-")) for folder in run.glob("step-*/checkpoint.json")}
+    steps, top1 = read_history(str(run)).series("eval/top1")
+    score = dict(zip(steps.tolist(), top1.tolist(), strict=True))
+    last = max(score)
+    assert last in kept
+    assert len(kept - {last}) in (1, 2)  # the last may be one of the best
+    dropped = set(score) - kept
+    assert dropped
+    assert min(score[step] for step in kept - {last}) >= max(score[step] for step in dropped)
