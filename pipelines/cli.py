@@ -86,6 +86,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_shard(commands)
     _add_data(commands)
     _add_tables(commands)
+    _add_plan(commands)
     for name, what in (("pretrain", "train a recipe from scratch"), ("finetune", "train a recipe from given weights")):
         _add_train(commands, name, what)
     _add_search(commands)
@@ -242,6 +243,29 @@ def _add_train(commands, name: str, what: str) -> None:  # type: ignore[no-untyp
     train.set_defaults(run=_train)
 
 
+def _add_plan(commands) -> None:  # type: ignore[no-untyped-def]
+    plan = commands.add_parser("plan", help="steps, time, memory and money of a recipe on 8 to 1024 GPUs")
+    _recipe_arguments(plan)
+    plan.add_argument(
+        "--gpus",
+        type=_positives,
+        default=(1, 8, 16, 32, 64, 128, 256, 512, 1024),
+        metavar="N,N",
+        help="numbers of ranks (default: 1,8,16,...,1024)",
+    )
+    plan.add_argument("--samples", type=_positive, default=0, metavar="N", help="(default: those of data.url)")
+    plan.add_argument("--clips-per-second", type=_rate, default=0.0, metavar="X", help="of one rank")
+    plan.add_argument("--measured", default="", metavar="RUN", help="take the speeds of a training run")
+    plan.add_argument("--decode-clips-per-second", type=_rate, default=0.0, metavar="X", help="of one reader core")
+    plan.add_argument("--reader-cores-per-node", type=_positive, default=0, metavar="N", help="(default: enough)")
+    plan.add_argument("--gpus-per-node", type=_positive, default=8, metavar="N", help="(default: 8)")
+    plan.add_argument("--link-gbit", type=_rate, default=0.0, metavar="X", help="of a node's network (default: 100)")
+    plan.add_argument("--gpu-memory-gb", type=_rate, default=0.0, metavar="X", help="what memory is held against")
+    plan.add_argument("--price-per-gpu-hour", type=_rate, default=0.0, metavar="X", help="in any currency")
+    plan.add_argument("--json", action="store_true", help="for programs")
+    plan.set_defaults(run=_plan)
+
+
 def _add_search(commands) -> None:  # type: ignore[no-untyped-def]
     search = commands.add_parser("search", help="search over a recipe's settings with Ray Tune")
     _recipe_arguments(search)
@@ -358,6 +382,17 @@ def _positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def _positives(text: str) -> tuple[int, ...]:
+    return tuple(_positive(part) for part in text.split(","))
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be more than 0, got {value:g}")
     return value
 
 
@@ -479,15 +514,33 @@ def _check(args: argparse.Namespace, terminal: Terminal) -> None:
 
     config = resolve(args.recipe, args.overrides)
     terminal.say(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip())
-    from pipelines.estimate import estimate
     from pipelines.kernel_paths import kernel_lines
+    from pipelines.plan.work import work_of
     from vast.dataset_format import read_manifest
 
     samples = read_manifest(config.data.url).splits[config.data.train_split].samples
-    terminal.say(f"# cost: {estimate(config, samples)}")
+    terminal.say(f"# cost: {work_of(config, samples).cost_in_words()}")
     for line in kernel_lines(config.model, config.data.num_frames, config.data.crop_size):
         terminal.say(f"# Affine-Shift: {line}")
     terminal.say(f"# no problems; the run will be called {config.run_name()}")
+
+
+def _plan(args: argparse.Namespace, terminal: Terminal) -> None:
+    from pipelines.plan.command import Stated, show_plan
+
+    stated = Stated(
+        gpus=args.gpus,
+        samples=args.samples,
+        clips_per_second=args.clips_per_second,
+        measured=args.measured,
+        decode_clips_per_second=args.decode_clips_per_second,
+        reader_cores_per_node=args.reader_cores_per_node,
+        gpus_per_node=args.gpus_per_node,
+        link_gbit=args.link_gbit,
+        gpu_memory_gb=args.gpu_memory_gb,
+        price_per_gpu_hour=args.price_per_gpu_hour,
+    )
+    show_plan(args.recipe, args.overrides, stated, terminal, as_json=args.json)
 
 
 def _train(args: argparse.Namespace, terminal: Terminal) -> None:

@@ -122,13 +122,16 @@ def nested(path: str, value: Any) -> Tree:
     return typing.cast(Tree, value)
 
 
-def resolve(recipe: str, overrides: Sequence[str] = (), *, ignore: Sequence[str] = ("search",)) -> TrainConfig:
+def resolve(
+    recipe: str, overrides: Sequence[str] = (), *, ignore: Sequence[str] = ("search",), data_sets: bool = True
+) -> TrainConfig:
     """The full config of a recipe with overrides, checked against its data sets.
 
     Args:
         recipe: shipped name or path of a YAML file.
         overrides: `section.key=value` words.
         ignore: top-level sections that are not the training config's.
+        data_sets: whether the data sets it names are looked at.
 
     Raises:
         UserError: one message that lists every problem found.
@@ -136,7 +139,7 @@ def resolve(recipe: str, overrides: Sequence[str] = (), *, ignore: Sequence[str]
     tree = merge(read_recipe(recipe), parse_overrides(overrides))
     for section in ignore:
         tree.pop(section, None)
-    return validate(tree, f"recipe {recipe}")
+    return validate(tree, f"recipe {recipe}", data_sets=data_sets)
 
 
 def absolute(url: str) -> str:
@@ -154,8 +157,8 @@ def _with_absolute_urls(tree: Tree) -> Tree:
     return merge(tree, changes)
 
 
-def validate(tree: Tree, what: str) -> TrainConfig:
-    """Validate a tree and the data sets it names; one UserError lists every problem."""
+def validate(tree: Tree, what: str, *, data_sets: bool = True) -> TrainConfig:
+    """Validate a tree and, if wanted, the data sets it names; one UserError lists every problem."""
     tree = _with_absolute_urls(tree)
     problems = _wrong_booleans(tree, TrainConfig)
     config: TrainConfig | None = None
@@ -163,7 +166,8 @@ def validate(tree: Tree, what: str) -> TrainConfig:
         config = TrainConfig.model_validate(tree)
     except ValidationError as error:
         problems += [explain(detail, TrainConfig) for detail in error.errors()]
-    problems += _data_problems(tree, config)
+    if data_sets:
+        problems += _data_problems(tree, config)
     if problems or config is None:
         lines = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, start=1))
         count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"

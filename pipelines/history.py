@@ -2,9 +2,9 @@
 
 `history/<step of the save>.jsonl` in the run's folder holds what was logged since the save before, one JSON object a
 line: `step`, `at_ms` (Unix time) and the figures by name; a figure that is not finite is null. A line with `started`
-says that the run started or resumed at its step. Rank 0 writes it before the checkpoint of that step, so whatever
-checkpoint a run resumes from, the history up to it is there. Steps that are done again are logged again: the last line
-of a step counts.
+says that the run started or resumed at its step, on `ranks` ranks. Rank 0 writes it before the checkpoint of that step,
+so whatever checkpoint a run resumes from, the history up to it is there. Steps that are done again are logged again:
+the last line of a step counts.
 """
 
 import json
@@ -42,6 +42,8 @@ class History:
     """Step from which the run started or resumed, and when; of starts that got as far as a save."""
     value_S_of: dict[str, NDArray[np.float64]]
     """Values by the figure's name; NaN where a row has none."""
+    ranks: int = 0
+    """Of the last start; 0 where it was not kept."""
 
     @property
     def names(self) -> list[str]:
@@ -65,7 +67,7 @@ def read_history(run_url: str) -> History:
 
 
 def _table(rows: list[dict[str, Any]]) -> History:
-    starts = sorted((row["at_ms"], row["step"]) for row in rows if "started" in row)
+    started = sorted((row for row in rows if "started" in row), key=lambda row: (row["at_ms"], row["step"]))
     merged: dict[int, dict[str, Any]] = {}
     for row in sorted((row for row in rows if "started" not in row), key=lambda row: row["at_ms"]):
         merged.setdefault(row["step"], {}).update(row)  # an evaluation's row joins that of its step's training
@@ -74,8 +76,9 @@ def _table(rows: list[dict[str, Any]]) -> History:
     return History(
         np.array([row["step"] for row in ordered], dtype=np.int64),
         np.array([row["at_ms"] for row in ordered], dtype=np.int64),
-        [(step, at_ms) for at_ms, step in starts],
+        [(row["step"], row["at_ms"]) for row in started],
         {name: np.array([_number(row.get(name)) for row in ordered], dtype=np.float64) for name in sorted(names)},
+        started[-1].get("ranks", 0) if started else 0,
     )
 
 
@@ -91,10 +94,10 @@ class HistoryKeeper:
         self.rows: list[dict[str, Any]] = []
         self.mutex = Lock()  # the loop logs while an upload thread writes
 
-    def started(self, step: int) -> None:
-        """Record that the run starts, or goes on, at a step."""
+    def started(self, step: int, ranks: int) -> None:
+        """Record that the run starts, or goes on, at a step, on so many ranks."""
         with self.mutex:
-            self.rows.append({"step": step, "at_ms": int(time.time() * 1000), "started": True})
+            self.rows.append({"step": step, "at_ms": int(time.time() * 1000), "started": True, "ranks": ranks})
 
     def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Record figures; nothing is written here."""

@@ -134,7 +134,7 @@ class RayObserver:
         """Tell the driver from what the run starts."""
         self.started_at = step
         if self.history:
-            self.history.started(step)
+            self.history.started(step, self.num_ranks)
         self._post(kind="started", message=message, step=step, total=total_steps, ranks=self.num_ranks)
 
     def stepped(self, step: int, total_steps: int, figures: dict[str, float]) -> None:

@@ -104,8 +104,10 @@ def test_every_vast_command(ray_local, s3_server, mlflow_server, tmp_path, monke
             words = shlex.split(line.replace("my-bucket", bucket).replace("RUN", run_name))
             if words[0] != "vast" or words[1] == "ui" or "--ranks" in words:
                 continue  # `vast ui` and the cluster have tests of their own
-            if words[1] in ("pretrain", "finetune", "check", "search"):
+            if words[1] in ("pretrain", "finetune", "check", "plan", "search"):
                 words += SMALL
+            if words[1] == "plan":
+                words += ["--gpus", "1,2"]
             if words[1] in ("pretrain", "finetune"):
                 words += ["--ranks", "2"]
             if words[1] == "finetune":

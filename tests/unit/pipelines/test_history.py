@@ -19,7 +19,7 @@ class Heard:
 def test_what_is_logged_up_to_a_save_is_read_back_and_passed_on(tmp_path):
     heard = Heard()
     keeper = HistoryKeeper(str(tmp_path), heard)
-    keeper.started(0)
+    keeper.started(0, ranks=4)
     keeper.log(10, {"train/loss": 2.0, "train/grad_norm": math.inf})
     keeper.log(20, {"train/loss": 1.0})
     keeper.log(20, {"eval/top1": 25.0})
@@ -30,6 +30,7 @@ def test_what_is_logged_up_to_a_save_is_read_back_and_passed_on(tmp_path):
     history = read_history(str(tmp_path))
     assert history.step_S.tolist() == [10, 20]
     assert [step for step, _ in history.starts] == [0]
+    assert history.ranks == 4
     assert history.names == ["eval/top1", "train/grad_norm", "train/loss"]
     np.testing.assert_array_equal(history.value_S_of["eval/top1"], [math.nan, 25.0])
     assert [values.tolist() for values in history.series("eval/top1")] == [[20], [25.0]]

@@ -8,7 +8,7 @@ import yaml
 
 from pipelines import cli
 from pipelines.config import resolve, shipped_recipes
-from pipelines.estimate import Estimate, estimate
+from pipelines.plan.work import work_of
 from pipelines.recipe_table import COLUMNS, HEAD_WORDS, read_head, recipe_rows, shipped_config
 from preprocessing import imagenet, kinetics, ssv2
 from vast.train.config import TrainConfig
@@ -70,17 +70,7 @@ def test_the_name_says_what_the_recipe_trains(name):
 
 @pytest.mark.parametrize("name", REAL)
 def test_the_cost_in_a_head_is_computed_from_the_recipe(name):
-    assert HEADS[name]["Cost"] == f"{estimate(shipped_config(name), shipped_split(name)[1])}."
-
-
-def test_a_cost_is_multiply_adds_times_two_times_three():
-    # 10 GMACs x 2 x 3 = 60 GFLOP a clip; at 60 TFLOP/s a GPU trains on 1000 clips a second
-    one = Estimate(macs=10_000_000_000, samples=36_000, repeats=2, epochs=50)
-    assert one.gpu_hours == pytest.approx(1.0)
-    assert str(one) == (
-        "10.0 GMACs a clip x 36 000 samples x 2 clips x 50 epochs, forward and backward: "
-        "1.0 GPU-hours at an assumed 60 TFLOP/s, not measured"
-    )
+    assert HEADS[name]["Cost"] == f"{work_of(shipped_config(name), shipped_split(name)[1]).cost_in_words()}."
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -90,7 +90,7 @@ def test_curves_need_no_tracking_server_where_the_run_kept_them(tmp_path, ssv2_s
     url, _ = make_run(tmp_path / "runs", ssv2_shards)
     keeper = HistoryKeeper(url, Mock())
     for step in (10, 20):
-        keeper.started(step - 10)
+        keeper.started(step - 10, ranks=2)
         keeper.log(step, {"train/loss": 1.0, "optim/lr": 1e-3, "stall/wait_share": 0.4, "stall/compute_share": 0.6})
         keeper.log(step, {"eval/top1": 33.0})
     keeper.write(20)
