@@ -57,8 +57,8 @@ class Machine:
         known += [self.decode_clips_per_s] if self.decode_clips_per_s else []
         return [f"{figure.origin}: {figure.words}" for figure in known] + [
             "assumed: a rank is as quick a clip however few clips it has a step",
-            f"assumed: DDP sums {BUCKET_BYTES >> 20} MiB at a time, and hides all but the last behind the backward pass "
-            "of a step's last micro-batch",
+            f"assumed: DDP sums {BUCKET_BYTES >> 20} MiB at a time, and hides all but the last behind the backward "
+            "pass of a step's last micro-batch",
             "left out: evaluations, checkpoints, starting, and whatever fails",
         ]
 

@@ -9,7 +9,7 @@ WORDS = ["plan", "pretrain_k400_vast_ti_8f", "--samples", "240436"]
 
 def test_every_number_says_what_it_rests_on(capfd):
     words = ["--gpus", "8,24,64", "--clips-per-second", "150", "--decode-clips-per-second", "50"]
-    words += ["--reader-cores-per-node", "4", "--price-per-gpu-hour", "2", "--gpu-memory-gb", "10"]
+    words += ["--reader-cores-per-node", "4", "--price-per-gpu-hour", "2", "--gpu-memory-gb", "5"]
     assert cli.main([*WORDS, *words]) == 0
     said = " ".join(capfd.readouterr().out.split())
     for part in (
