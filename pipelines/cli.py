@@ -249,7 +249,7 @@ def _add_plan(commands) -> None:  # type: ignore[no-untyped-def]
     plan.add_argument(
         "--gpus",
         type=_positives,
-        default=(1, 8, 16, 32, 64, 128, 256, 512, 1024),
+        default=(),
         metavar="N,N",
         help="numbers of ranks (default: 1,8,16,...,1024)",
     )
@@ -526,10 +526,10 @@ def _check(args: argparse.Namespace, terminal: Terminal) -> None:
 
 
 def _plan(args: argparse.Namespace, terminal: Terminal) -> None:
-    from pipelines.plan.command import Stated, show_plan
+    from pipelines.plan.command import GPUS, Stated, show_plan
 
     stated = Stated(
-        gpus=args.gpus,
+        gpus=args.gpus or GPUS,
         samples=args.samples,
         clips_per_second=args.clips_per_second,
         measured=args.measured,

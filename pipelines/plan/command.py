@@ -37,7 +37,7 @@ _NVLINK = (
 class Stated:
     """What the user says of the machines; 0 or empty: not said."""
 
-    gpus: tuple[int, ...] = GPUS
+    gpus: tuple[int, ...]
     samples: int = 0
     clips_per_second: float = 0.0
     measured: str = ""
