@@ -80,7 +80,7 @@ def check_tree(folder: Path, record: CampaignRecord) -> None:
         assert run.info.status == ("FAILED" if states.get(run.info.run_id) == "failed" else "FINISHED")
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_a_campaign_stops_trials_learns_from_them_and_survives_one_that_fails(ssv2_shards, tmp_path):
     space = {
         **LR,
