@@ -255,6 +255,8 @@ def train_rank(arguments: dict[str, Job]) -> dict[str, Any]:
     finally:
         if load:
             load.close()
+        if live:
+            live.close()
         undelivered = tracker.close() if tracker else 0
     return {  # [4] rank 0's return value reaches the driver as Result.return_value
         "step": outcome.step,

@@ -133,6 +133,7 @@ class _Trial:
             with last_checkpoint(self.record.checkpoint) as folder:
                 outcome = run.fit(folder)
         finally:
+            live.close()
             if tracker is not None:
                 tracker.close()
         peers.wait()
