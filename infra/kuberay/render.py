@@ -69,7 +69,10 @@ def read_values(path: Path | None) -> dict[str, Any]:
     """values.yaml with the changes of a file; a name that values.yaml does not have is a mistake."""
     values: dict[str, Any] = yaml.safe_load((HERE / "values.yaml").read_text(encoding="utf-8"))
     if path is not None:
-        changes = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        with path.open(encoding="utf-8") as file:
+            changes = yaml.safe_load(file) or {}
+        if not isinstance(changes, dict):
+            raise Mistake(f"{path}: expected names and values, as in {HERE / 'values.yaml'}")
         _merge(values, changes, str(path))
     return values
 
