@@ -14,6 +14,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.elastic import EqualSharesTrainer
+from pipelines.live_figures import restarts_gauge
 from pipelines.network import GlooOnRaysInterface
 from pipelines.preemption import SigtermIsANotice
 from pipelines.ranks import Ranks, possible_ranks
@@ -73,6 +74,8 @@ class Fit:
     signals: StopSignals
     stored: int = 0
     """Step of the newest checkpoint known to be in the store."""
+    starts: int = 0
+    """How often the ranks have started."""
 
     def __call__(self) -> dict[str, Any]:
         """Train from the last checkpoint to the end; returns what rank 0 returned.
@@ -145,7 +148,7 @@ class Fit:
 
     def _show(self, thread: threading.Thread, board: Any) -> None:
         """Show what the board says until the thread ends."""
-        told = False
+        told, restarts = False, restarts_gauge(self.config.run_name())
         with Raylet() as raylet, self.terminal.progress("training", None) as bar:
             while True:
                 alive = thread.is_alive()
@@ -156,6 +159,7 @@ class Fit:
                 entries = _answer(board.take.remote, raylet)
                 for entry in entries:
                     self._show_entry(entry, bar)
+                restarts.set(max(0, self.starts - 1))
                 if not alive:
                     return
                 thread.join(_POLL_S)
@@ -167,6 +171,7 @@ class Fit:
             say(f"  {message}; {entry['total'] - entry['step']} of {entry['total']} steps to go")
             bar.set(entry["step"], entry["total"])
             self.stored = max(self.stored, entry["step"])
+            self.starts += 1
         elif entry["kind"] == "stepped":
             figures = entry["figures"]
             note = f"loss {figures['train/loss']:.3f}  {figures['time/clips_per_s']:.0f} clips/s"

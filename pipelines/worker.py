@@ -23,6 +23,7 @@ import torch
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
 from pipelines.history import HistoryKeeper
+from pipelines.live_figures import LiveFigures
 from pipelines.preemption import rank_is_told_to_go
 from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking import MlflowTracker, RunRef
@@ -82,9 +83,11 @@ class NoTracker:
 class RayObserver:
     """Turns the loop's moments into Ray Train reports and progress entries."""
 
-    def __init__(self, rank: int, job: Job, config: TrainConfig, history: HistoryKeeper | None) -> None:
+    def __init__(
+        self, rank: int, job: Job, config: TrainConfig, history: HistoryKeeper | None, live: LiveFigures | None
+    ) -> None:
         self.rank, self.board, self.run_url = rank, job.board, job.run_url
-        self.history = history  # rank 0's
+        self.history, self.live = history, live  # rank 0's
         self.num_ranks = ray.train.get_context().get_world_size()
         self.uploads = Uploads(config.data.store_patience_s, self.noted)
         self.names: set[str] = set()
@@ -135,6 +138,8 @@ class RayObserver:
         self.started_at = step
         if self.history:
             self.history.started(step, self.num_ranks)
+        if self.live:
+            self.live.started(step, total_steps, self.num_ranks)
         self._post(kind="started", message=message, step=step, total=total_steps, ranks=self.num_ranks)
 
     def stepped(self, step: int, total_steps: int, figures: dict[str, float]) -> None:
@@ -182,7 +187,10 @@ class RayObserver:
         """Write and store one checkpoint, in Ray Train's upload thread."""
         write(Path(checkpoint.path))
         history_too = partial(self.history.write, step) if self.history else None
+        began_s = time.monotonic()
         self.uploads.store(join_url(self.run_url, name), Path(checkpoint.path), before=history_too)
+        if self.live:
+            self.live.checkpoint_stored(time.monotonic() - began_s)
         self._post(kind="stored", step=step)
         storage = ray.train.get_context().get_storage()
         path = storage.build_checkpoint_path_from_name(name)
@@ -227,8 +235,9 @@ def train_rank(arguments: dict[str, Job]) -> dict[str, Any]:
     config = TrainConfig.model_validate(job.config)
     tracker = MlflowTracker(job.tracking) if rank == 0 else None
     load = SystemMetrics(job.tracking, tracker) if tracker else None
-    history = HistoryKeeper(job.run_url, tracker) if tracker else None
-    observer = RayObserver(rank, job, config, history)
+    live = LiveFigures(config.run_name(), tracker) if tracker else None
+    history = HistoryKeeper(job.run_url, live) if live else None
+    observer = RayObserver(rank, job, config, history, live)
     run: Run | None = None
     try:
         run = Run(config, place, history or NoTracker(), observer)
@@ -246,6 +255,8 @@ def train_rank(arguments: dict[str, Job]) -> dict[str, Any]:
     finally:
         if load:
             load.close()
+        if live:
+            live.close()
         undelivered = tracker.close() if tracker else 0
     return {  # [4] rank 0's return value reaches the driver as Result.return_value
         "step": outcome.step,

@@ -59,12 +59,14 @@ def _make_clip(
 
 @dataclass
 class S3Server:
-    """A running S3 server with one identity."""
+    """A running S3 server with one identity that may do everything."""
 
     endpoint: str
     access_key: str
     secret_key: str
     pid: int
+    others: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Keys, as environment variables, of two more identities by name; they may do what a bucket's policy says."""
     environment: dict[str, str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,8 +126,20 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
+    others = {
+        name: {"AWS_ACCESS_KEY_ID": secrets.token_hex(10), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
+        for name in ("reader", "writer")
+    }
+    more = [
+        {
+            "name": name,
+            "credentials": [{"accessKey": keys["AWS_ACCESS_KEY_ID"], "secretKey": keys["AWS_SECRET_ACCESS_KEY"]}],
+            "actions": [],
+        }
+        for name, keys in others.items()
+    ]
     config = folder / "identities.json"
-    config.write_text(json.dumps({"identities": [identity]}))
+    config.write_text(json.dumps({"identities": [identity, *more]}))
     data = folder / "data"
     data.mkdir()
     master, volume, filer, s3 = _free_ports(4)
@@ -139,7 +153,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     with open(folder / "log", "wb") as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=folder)
     try:
-        server = S3Server(f"http://127.0.0.1:{s3}", access_key, secret_key, process.pid)
+        server = S3Server(f"http://127.0.0.1:{s3}", access_key, secret_key, process.pid, others)
         _wait_until_ready(server, process, folder / "log")
         yield server
     finally:

@@ -24,6 +24,7 @@ from ray import tune
 
 from pipelines import tracking
 from pipelines.history import HistoryKeeper
+from pipelines.live_figures import LiveFigures
 from pipelines.network import VARIABLE, interface_of
 from pipelines.ray_storage import patiently, storage_for
 from pipelines.search.config import SearchConfig, trial_config
@@ -120,7 +121,8 @@ class _Trial:
         config = trial_config(self.base, self.record.changes, f"{self.campaign.name}-{self.record.id}")
         tracking_run = self._tracking_run(config)
         tracker = MlflowTracker(tracking_run) if tracking_run else None
-        self.history = HistoryKeeper(trial_url(self.leg.campaign_url, self.record.id), tracker or NoTracker())
+        live = LiveFigures(config.name, tracker or NoTracker())
+        self.history = HistoryKeeper(trial_url(self.leg.campaign_url, self.record.id), live)
         peers = _Peers(self.search, config, self.record.checkpoint, self.leg.until_epoch)
         observer = _Rank0(self, tracker)
         run = Run(config, peers.place, self.history, observer)
@@ -128,6 +130,7 @@ class _Trial:
             with last_checkpoint(self.record.checkpoint) as folder:
                 outcome = run.fit(folder)
         finally:
+            live.close()
             if tracker is not None:
                 tracker.close()
         peers.wait()
