@@ -217,8 +217,15 @@ def _add_tables(commands) -> None:  # type: ignore[no-untyped-def]
     models.add_argument("--measure", action="store_true", help="also time each on this machine: a minute or more")
     models.add_argument("--json", action="store_true", help="plain numbers, for programs")
     models.set_defaults(run=_models)
-    check = commands.add_parser("check", help="resolve a recipe and list every problem")
+    check = commands.add_parser("check", help="list every problem of a run before it starts, on a cluster's own nodes")
     _recipe_arguments(check)
+    check.add_argument("--output", default="", metavar="URL", help="store of checkpoints, to be written once")
+    check.add_argument("--eval-data", action="append", default=[], metavar="URL", help="data set to be scored on later")
+    check.add_argument("--address", metavar="ADDRESS", help="Ray cluster whose nodes are looked at (or RAY_ADDRESS)")
+    check.add_argument("--ranks", default="", metavar="N", help="ranks, or a range (default: one for each GPU, or one)")
+    check.add_argument("--clips-per-second", type=_rate, default=0.0, metavar="X", help="of one rank, as it trains")
+    check.add_argument("--price-per-gpu-hour", type=_rate, default=0.0, metavar="X", help="in any currency")
+    check.add_argument("--json", action="store_true", help="for programs")
     check.set_defaults(run=_check)
 
 
@@ -507,22 +514,22 @@ def _models(args: argparse.Namespace, terminal: Terminal) -> None:
     show_models(terminal, args.names, frames=args.frames, crop=args.crop, measure=args.measure, as_json=args.json)
 
 
-def _check(args: argparse.Namespace, terminal: Terminal) -> None:
-    import yaml
+def _check(args: argparse.Namespace, terminal: Terminal) -> int:
+    from pipelines.plan.command import Stated
+    from pipelines.preflight.command import CheckRequest, check
 
-    from pipelines.config import resolve
-
-    config = resolve(args.recipe, args.overrides)
-    terminal.say(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).rstrip())
-    from pipelines.kernel_paths import kernel_lines
-    from pipelines.plan.work import work_of
-    from vast.dataset_format import read_manifest
-
-    samples = read_manifest(config.data.url).splits[config.data.train_split].samples
-    terminal.say(f"# cost: {work_of(config, samples).cost_in_words()}")
-    for line in kernel_lines(config.model, config.data.num_frames, config.data.crop_size):
-        terminal.say(f"# Affine-Shift: {line}")
-    terminal.say(f"# no problems; the run will be called {config.run_name()}")
+    stated = Stated(gpus=(), clips_per_second=args.clips_per_second, price_per_gpu_hour=args.price_per_gpu_hour)
+    request = CheckRequest(
+        recipe=args.recipe,
+        overrides=args.overrides,
+        output=args.output,
+        eval_data=args.eval_data,
+        address=args.address,
+        ranks=args.ranks,
+        stated=stated,
+        as_json=args.json,
+    )
+    return check(request, terminal)
 
 
 def _plan(args: argparse.Namespace, terminal: Terminal) -> None:

@@ -147,7 +147,8 @@ def absolute(url: str) -> str:
     return url if "://" in url or not url else str(Path(url).resolve())
 
 
-def _with_absolute_urls(tree: Tree) -> Tree:
+def with_absolute_urls(tree: Tree) -> Tree:
+    """A tree of settings with its local paths made absolute."""
     changes: Tree = {}
     for section, keys in (("", ("init_from", "resume_from")), ("data", ("url", "eval_url"))):
         found = tree.get(section) if section else tree
@@ -159,8 +160,8 @@ def _with_absolute_urls(tree: Tree) -> Tree:
 
 def validate(tree: Tree, what: str, *, data_sets: bool = True) -> TrainConfig:
     """Validate a tree and, if wanted, the data sets it names; one UserError lists every problem."""
-    tree = _with_absolute_urls(tree)
-    problems = _wrong_booleans(tree, TrainConfig)
+    tree = with_absolute_urls(tree)
+    problems = wrong_booleans(tree, TrainConfig)
     config: TrainConfig | None = None
     try:
         config = TrainConfig.model_validate(tree)
@@ -215,7 +216,8 @@ def _is_section(annotation: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _wrong_booleans(tree: Tree, model: type[BaseModel], prefix: str = "") -> list[str]:
+def wrong_booleans(tree: Tree, model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Numbers for which a boolean is given."""
     # YAML reads `on`, `yes` and `no` as booleans, and pydantic would turn a boolean into 1.0 without a word.
     problems = []
     for key, value in tree.items():
@@ -223,7 +225,7 @@ def _wrong_booleans(tree: Tree, model: type[BaseModel], prefix: str = "") -> lis
         if field is None:
             continue
         if isinstance(value, dict) and _is_section(field.annotation):
-            problems += _wrong_booleans(value, field.annotation, f"{prefix}{key}.")
+            problems += wrong_booleans(value, field.annotation, f"{prefix}{key}.")
         values = value if isinstance(value, list) else [value]
         kinds = _leaf_types(field.annotation)
         if any(isinstance(part, bool) for part in values) and bool not in kinds and kinds & {int, float}:
@@ -260,10 +262,11 @@ def _data_problems(tree: Tree, config: TrainConfig | None) -> list[str]:
         )
     if config is None or "url" not in manifests:
         return problems
-    return problems + _fit_problems(config, manifests)
+    return problems + data_problems(config, manifests)
 
 
-def _fit_problems(config: TrainConfig, manifests: Mapping[str, Manifest]) -> list[str]:
+def data_problems(config: TrainConfig, manifests: Mapping[str, Manifest]) -> list[str]:
+    """What does not go together of a config and its data sets, `url` and, where it is another one, `eval_url`."""
     problems = []
     train = manifests["url"]
     evaluation = manifests.get("eval_url", train)

@@ -170,7 +170,9 @@ def readers_in_words(plan: Plan, machine: Machine) -> str:
     if machine.decode_clips_per_s is None:
         return ""
     rate = (plan.micro_batch * plan.accumulation) / (plan.compute_s + plan.exposed_s)
-    said = f"{plan.ranks} ranks at {rate:.1f} clips/s each need {math.ceil(plan.reader_cores)} reader cores"
+    whom = "a rank" if plan.ranks == 1 else f"{plan.ranks} ranks"
+    need = f"{'needs' if plan.ranks == 1 else 'each need'} {math.ceil(plan.reader_cores)} reader cores"
+    said = f"{whom} at {rate:.1f} clips/s {need}"
     if not machine.reader_cores_per_node:
         return said
     have = plan.nodes * machine.reader_cores_per_node

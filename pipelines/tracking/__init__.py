@@ -18,6 +18,7 @@ from pipelines.tracking.runs import (
     log_dataset,
     run_id_of,
     tags,
+    touch_experiment,
     tracking_uri,
 )
 from pipelines.tracking.sender import MlflowTracker, log_figures
@@ -58,6 +59,7 @@ __all__ = [
     "set_tags",
     "source_tags",
     "tags",
+    "touch_experiment",
     "tracking_uri",
     "waiting_runs",
     "write_environment",

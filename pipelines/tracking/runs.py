@@ -98,6 +98,24 @@ def _experiment(client: Any, uri: str, name: str) -> str:
     return str(client.create_experiment(name, artifact_location=location))
 
 
+def touch_experiment(uri: str) -> str:
+    """Write a tag onto the experiment that runs go into, and return its name.
+
+    Raises:
+        UserError: the tracking server cannot be reached or refuses.
+    """
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "vast")
+    try:
+        client = MlflowClient(uri)
+        client.set_experiment_tag(_experiment(client, uri, name), "vast.checked", "by vast check")
+    except MlflowException as error:
+        raise unusable(uri, error) from error
+    return name
+
+
 def tags(run: RunRef) -> dict[str, str] | None:
     """The tags of a run; None when the server does not know it.
 
