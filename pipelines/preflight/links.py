@@ -1,6 +1,7 @@
 """A sum over all ranks, placed as training places them: whether they find each other, and how fast it is."""
 
 import os
+import re
 import socket
 import statistics
 import time
@@ -67,8 +68,7 @@ class Link:
                 times.append(time.perf_counter() - begun)
                 values.fill_(1.0)
         except Exception as error:
-            text = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            return LinkFacts(self.rank, self.node, self.interface, text[:300])
+            return LinkFacts(self.rank, self.node, self.interface, _readable(error))
         return LinkFacts(self.rank, self.node, self.interface, seconds=statistics.median(times))
 
 
@@ -131,6 +131,12 @@ def _sum(links: list[Any], names: list[str], gpu: bool, findings: Findings) -> f
     findings.say("links", f"{len(facts)} ranks on {len(set(names))} nodes sum {SUM_BYTES >> 20} MiB over {backend} in "
                  f"{1e3 * slowest:.0f} ms: {rate / 1e9:.2f} GB/s")  # fmt: skip
     return rate
+
+
+def _readable(error: Exception) -> str:
+    """The first line of an error, without where in torch's sources it was raised."""
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"\[enforce fail at [^]]*\] [^.]*\. |\[[^]]*\.(?:cc|cpp|h):\d+\] ", "", text)[:300]
 
 
 def link_problems(facts: list[LinkFacts]) -> list[Problem]:

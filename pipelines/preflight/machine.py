@@ -37,8 +37,8 @@ class MachineFacts:
     """What a machine has; picklable."""
 
     address: str
-    python: str
-    packages: dict[str, str]
+    versions: dict[str, str]
+    """Of Python and of PACKAGES."""
     cpus: int
     memory_bytes: int
     shm_bytes: int
@@ -68,8 +68,7 @@ def look(wanted: Wanted, address: str) -> MachineFacts:
     rate, decode_error = _decode_rate(wanted.config) if wanted.decode else (0.0, "")
     return MachineFacts(
         address=address,
-        python=platform.python_version(),
-        packages={name: _version(name) for name in PACKAGES},
+        versions=versions_here(),
         cpus=len(os.sched_getaffinity(0)),
         memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         shm_bytes=_free("/dev/shm"),
@@ -83,6 +82,11 @@ def look(wanted: Wanted, address: str) -> MachineFacts:
         decode_clips_per_s=rate,
         decode_error=decode_error,
     )
+
+
+def versions_here() -> dict[str, str]:
+    """What this process runs on."""
+    return {"Python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def _version(name: str) -> str:

@@ -1,12 +1,11 @@
 """Every node of the cluster, looked at from inside and compared with the others."""
 
 import time
-from collections import Counter
 from typing import Any
 
 from pipelines.plan.work import Work
 from pipelines.preflight.findings import Findings, Problem
-from pipelines.preflight.machine import MachineFacts, Wanted, look
+from pipelines.preflight.machine import MachineFacts, Wanted, look, versions_here
 from pipelines.preflight.stores import store_problem
 
 LOOK_LIMIT_S = 120.0
@@ -63,22 +62,18 @@ def check_machines(machines: list[MachineFacts], work: Work | None, wanted: Want
             if not facts.error:
                 written = f", written at {facts.write_mb_s:.0f} MB/s" if facts.write_mb_s else ""
                 findings.say("store", f"{what} from {machine.address}: read at {facts.read_mb_s:.0f} MB/s{written}")
-    findings.add(version_problems(machines))
+    findings.add(version_problems(machines, versions_here()))
 
 
-def version_problems(machines: list[MachineFacts]) -> list[Problem]:
-    """Nodes whose Python or packages differ from what most have."""
-    problems = []
-    for name in ("Python", *(machines[0].packages if machines else ())):
-        of = {m.address: m.python if name == "Python" else m.packages.get(name, "not installed") for m in machines}
-        ((usual, _),) = Counter(of.values()).most_common(1)
-        advice = "Install the same image or constraints.txt on every node"
-        problems += [
-            Problem("nodes", address, f"{name} {there}", advice, f"{name} {usual}, as elsewhere")
-            for address, there in of.items()
-            if there != usual
-        ]
-    return problems
+def version_problems(machines: list[MachineFacts], here: dict[str, str]) -> list[Problem]:
+    """Nodes whose Python or packages differ from those of this process, whose words they are to understand."""
+    advice = "Install the same image or constraints.txt on every node, and here"
+    return [
+        Problem("nodes", machine.address, f"{name} {there}", advice, f"{name} {here[name]}, as here")
+        for machine in machines
+        for name, there in machine.versions.items()
+        if there != here[name]
+    ]
 
 
 def _room(machine: MachineFacts, work: Work | None, wanted: Wanted) -> list[Problem]:

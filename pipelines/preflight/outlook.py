@@ -40,7 +40,7 @@ def check_outlook(
     price = f", {plan.money:.0f} at {machine.price_per_gpu_hour:g} an hour" if machine.price_per_gpu_hour else ""
     findings.say(
         "readers",
-        f"{work.steps} steps on {ranks} rank{'s' * (ranks > 1)}: {plan.hours:.3g} hours, {plan.gpu_hours:.3g} rank-hours"
+        f"{work.steps} steps on {ranks} rank{'s' * (ranks > 1)}: {plan.hours:.3g} hours, {plan.gpu_hours:.3g} of ranks"
         f"{price} ({machine.clips_per_s.origin}: {machine.clips_per_s.words})",
     )
     if machine.decode_clips_per_s is None:

@@ -35,6 +35,7 @@ class RayNodes:
 
     def __post_init__(self) -> None:
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+        token["RAY_raylet_start_wait_time_s"] = str(int(START_LIMIT_S))  # the machine may have other work
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.environment = {**inherited, **token, **self.environment}
 
@@ -55,7 +56,7 @@ class RayNodes:
             command += [f"--address={self.address}"]
         else:
             (self.port,) = free_ports(1)
-            command += ["--head", f"--port={self.port}"]
+            command += ["--head", f"--port={self.port}", "--include-dashboard=false"]
         log = self.folder / f"node-{len(self.nodes)}.log"
         with log.open("wb") as file:
             # not in a folder of the sources: a node finds the package where it is installed

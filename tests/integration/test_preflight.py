@@ -1,6 +1,7 @@
 """`vast check` on a real cluster of two nodes: in order, and with ten faults at once."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -85,24 +86,20 @@ def test_ten_faults_are_told_at_once_each_with_what_to_do(nodes, data_sets, tmp_
         "label mismatch": ("data: --eval-data", "/others", "other classes than the training set"),
         "leak": ("data: --eval-data", "/leaking", "share"),
         "MLflow down": ("tracking: MLFLOW_TRACKING_URI", "cannot be used"),
-        "version skew": ("nodes: 127.0.0.1", "vast-video 9.9", "as elsewhere"),
+        "version skew": ("nodes: ", "vast-video 9.9", "as here"),
         "too few readers": ("readers: data.num_readers", "% utilisation"),
-        "disk full": ("nodes: 127.0.0.1", "GB of disk for data.cache_dir", "900000 GB"),
+        "disk full": ("nodes: ", "GB of disk for data.cache_dir", "900000 GB"),
         "blocked link": ("links: 4 ranks", "vast-none0"),
     }
     for fault, parts in faults.items():
-        assert any(all(part in line for part in parts) for line in told), (fault, told)
+        assert any(all(part in line for part in parts) for line in told), "\n".join([fault, *told])
     skew = [line for line in told if "9.9" in line]
     assert len(skew) == 1  # of one node, which is named
-    assert f"node {one_node_id(skew[0])}" in skew[0]
+    assert re.search(r"\(node \w{6}\)", skew[0])
 
     shown = check(nodes, tmp_path, *words, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{closed}")
     assert shown.returncode == 2
     assert shown.stdout.count("PROBLEM") == len([one for one in plain["problems"] if not one["warning"]])
-
-
-def one_node_id(line):
-    return line.partition("(node ")[2].partition(")")[0]
 
 
 def test_a_good_run_on_a_good_cluster_has_no_problems(nodes, data_sets, mlflow_server, tmp_path):
@@ -116,7 +113,8 @@ def test_a_good_run_on_a_good_cluster_has_no_problems(nodes, data_sets, mlflow_s
     measured = plain["measured"]
     assert 1e7 < measured["all_reduce_bytes_per_s"] < 1e12
     assert 5 < measured["decode_clips_per_s_core"] < 1e5
-    assert measured["hours"] == pytest.approx(30 * 3 * measured["step_s"] / 3600, rel=0.5)
+    epochs = plain["config"]["optim"]["epochs"]
+    assert measured["hours"] == pytest.approx(epochs * (24 // 8) * measured["step_s"] / 3600)
     told = " ".join(fact["text"] for fact in plain["facts"])
     assert "2 ranks on 2 nodes sum 64 MiB over gloo" in told
     assert told.count("written at") == 2  # from each node
