@@ -2,7 +2,7 @@
 
     python infra/local/cluster.py up        start it, or mend what has died (make cluster-up)
     python infra/local/cluster.py status    what runs and where (make cluster-status)
-    python infra/local/cluster.py down      stop exactly what was started (make cluster-down); --data removes its data too
+    python infra/local/cluster.py down      stop exactly what was started (make cluster-down); --data: and its data
 
 Ordinary processes that listen on 127.0.0.1 alone and ask for the credentials in FOLDER/env, a file to source. FOLDER is
 .vast/cluster; runs, buckets and secrets stay there from one start to the next.
@@ -32,11 +32,12 @@ START_LIMIT_S = float(os.environ.get("VAST_CLUSTER_START_LIMIT_S", "180"))
 STOP_PATIENCE_S = 10.0  # a rank that is asked to end saves first
 _WEED_PORTS = ("master", "volume", "filer", "s3")  # it opens a second port for each, 10000 higher
 _NODE_PORTS = ("manager", "objects", "agent", "agent_grpc", "runtime_env", "metrics")
-_PORTS = ("mlflow", "gcs", "dashboard", "client", *(f"{node}_{use}" for node in ("head", "worker") for use in _NODE_PORTS))  # fmt: skip
+_NODE_USES = tuple(f"{node}_{use}" for node in ("head", "worker") for use in _NODE_PORTS)
+_PORTS = ("mlflow", "gcs", "dashboard", "client", *_NODE_USES)
 _UNSET = ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "RAY_AUTH_TOKEN", "MLFLOW_TRACKING_TOKEN")
 
 
-class NotStarted(Exception):
+class NotStartedError(Exception):
     """A part that did not come up; the message has the end of its log."""
 
 
@@ -91,7 +92,7 @@ def up(folder: Path) -> int:
         write_secret(folder / "env", user_environment(plan))
     except BaseException as error:
         take_down(folder, state)
-        if isinstance(error, NotStarted | FileNotFoundError):
+        if isinstance(error, NotStartedError | FileNotFoundError):
             print(f"cluster.py: {error}\neverything that was started is stopped again", file=sys.stderr)
             return 1
         raise
@@ -106,12 +107,12 @@ def start_patiently(part: Part, state: State, folder: Path) -> None:
     """Start a part, again if it ends by itself and the part allows for that.
 
     Raises:
-        NotStarted: it ended each time, or did not answer in time.
+        NotStartedError: it ended each time, or did not answer in time.
     """
     for left in reversed(range(part.attempts)):
         try:
             return start(part, state, folder)
-        except NotStarted:
+        except NotStartedError:
             stop(lambda: marked(state.mark_of(part.name)), STOP_PATIENCE_S)
             if not left:
                 raise
@@ -122,7 +123,7 @@ def start(part: Part, state: State, folder: Path) -> None:
     """Start a part and wait until it answers.
 
     Raises:
-        NotStarted: it ended, or did not answer in time.
+        NotStartedError: it ended, or did not answer in time.
     """
     log = folder / "logs" / f"{part.name}.log"
     print(f"starting {part.name} ...", flush=True)
@@ -150,7 +151,7 @@ def start(part: Part, state: State, folder: Path) -> None:
                 file.seek(at)
                 tail = file.read().decode(errors="replace").splitlines()[-20:]
             said = "".join(f"\n  {line}" for line in tail) or "\n  (nothing)"
-            raise NotStarted(f"{part.name} {what}; its log {log} ends:{said}")
+            raise NotStartedError(f"{part.name} {what}; its log {log} ends:{said}")
         time.sleep(0.3)
 
 

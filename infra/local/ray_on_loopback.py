@@ -1,8 +1,8 @@
 """The `ray` command for nodes that listen on the loopback alone; its arguments are those of `ray`.
 
-`ray start --node-ip-address=127.0.0.1` takes the machine's outer address instead, on purpose, and then its GCS, raylet and
-agents listen on every interface. Ray's switch for desktop systems keeps them on 127.0.0.1, but lets no second node join: so
-the switch stays on for every process, and the one that joins is told that it may.
+`ray start --node-ip-address=127.0.0.1` takes the machine's outer address instead, on purpose, and then its GCS, raylet
+and agents listen on every interface. Ray's switch for desktop systems keeps them on 127.0.0.1, but lets no second node
+join: so the switch stays on for every process, and the one that joins is told that it may.
 """
 
 import os
