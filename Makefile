@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-servers test-campaigns test-survival test-cluster test-unit lint format ui constraints clean
+.PHONY: help install demo test test-servers test-campaigns test-survival test-cluster test-unit lint format ui cluster-up cluster-status cluster-down audit sbom constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +67,22 @@ format: $(INSTALLED) ## let ruff format and mend what it can
 
 ui: $(INSTALLED) ## MLflow's pages over the demo's runs
 	@$(BIN)/vast ui --store sqlite:///$(abspath $(DEMO))/mlflow.db
+
+cluster-up: $(INSTALLED) ## an object store, MLflow and two Ray nodes on this machine; then: source .vast/cluster/env
+	@$(BIN)/python infra/local/cluster.py up
+
+cluster-status: $(INSTALLED) ## what of it runs, and where
+	@$(BIN)/python infra/local/cluster.py status
+
+cluster-down: $(INSTALLED) ## stop exactly what cluster-up started; its data stay
+	@$(BIN)/python infra/local/cluster.py down
+
+audit: $(INSTALLED) ## known vulnerabilities in the pinned packages; needs the network
+	@$(BIN)/python infra/audit/audit.py
+
+sbom: $(INSTALLED) ## what is installed, as build/sbom.cdx.json (CycloneDX)
+	@mkdir -p build
+	@$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --validate -o build/sbom.cdx.json $(BIN)/python
 
 constraints: $(INSTALLED) ## rewrite constraints.txt from what is installed
 	@$(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | sed 's/+cpu$$//' > constraints.txt

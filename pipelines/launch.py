@@ -70,10 +70,23 @@ def connect(address: str | None) -> None:
         # clean up ends with this process anyway.
         os.environ.setdefault("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+    _listen_on_loopback(address == "local")
     try:
         ray.init(address, log_to_driver=False, logging_config=ray.LoggingConfig(log_level="ERROR"), **local)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"--address: no Ray cluster to use at {address!r}: {error}") from error
+
+
+def _listen_on_loopback(alone: bool) -> None:
+    """Let a Ray of this process's own listen on 127.0.0.1 alone; left to itself it listens on every interface.
+
+    `ray.init` has no argument for that: it replaces 127.0.0.1 by the machine's outer address. This is its switch for
+    desktop systems, read from RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER when Ray is imported, which may have been long ago.
+    """
+    from ray._private import ray_constants
+
+    asked = os.environ.get(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, "1").lower() not in ("0", "false")
+    ray_constants.ENABLE_RAY_CLUSTER = asked and not alone
 
 
 def train(

@@ -128,13 +128,20 @@ def open_store(url: str) -> Store:
     """Return the store at `s3://bucket/prefix`, `file:///folder` or a local path; nothing is contacted yet.
 
     Raises:
-        UserError: The URL has another scheme, or no bucket.
+        UserError: The URL has another scheme, no bucket, or a password in it.
     """
+    refuse_password(url, "a URL", "credentials come from the environment (AWS_ACCESS_KEY_ID, ...)")
+    if url.startswith("pipe:"):
+        raise UserError("a URL that begins with pipe: would run a program; use s3://bucket/prefix or a local folder")
     match = _SCHEME.match(url)
     scheme = match.group(1).lower() if match else ""
     if scheme == "s3":
         from vast.storage_s3 import S3Store  # it builds on this module
 
+        for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"):
+            refuse_password(
+                os.environ.get(name, ""), name, "credentials have variables of their own (AWS_ACCESS_KEY_ID)"
+            )
         return S3Store(url)
     if scheme == "file":
         return LocalStore(unquote(urlsplit(url).path))
@@ -143,6 +150,24 @@ def open_store(url: str) -> Store:
     if not url.strip():
         raise UserError("an empty URL names no store; use s3://bucket/prefix or a local folder")
     return LocalStore(url)
+
+
+def refuse_password(url: str, what: str, instead: str) -> None:
+    """Refuse a URL with a user or password in it: what is named by URL is written into logs, results and trackers.
+
+    Args:
+        url: The URL; a message never repeats it.
+        what: What it is, for the message.
+        instead: Where credentials belong.
+
+    Raises:
+        UserError: There is an `@` in its authority.
+    """
+    found = re.match(r"[A-Za-z][A-Za-z0-9+.-]*://([^/?#]*)", url)
+    authority = re.sub(r"^\[[0-9A-Fa-f:.]+\]", "", found[1]) if found else ""
+    # the second: a password with a slash that nobody quoted
+    if "@" in authority or re.search(r":(?!\d*$)", authority):
+        raise UserError(f"{what} has a user or password in it (not repeated here); leave them out: {instead}")
 
 
 def join_url(url: str, *parts: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from pipelines.report.figures import Figures
 from pipelines.tracking import RunRef
+from pipelines.tracking.runs import tracking_uri
 from vast.errors import UserError
 
 T = TypeVar("T")
@@ -108,6 +109,12 @@ def _ask(ref: RunRef, question: Callable[[], T]) -> T:
     path = Path(ref.tracking_uri.removeprefix("sqlite:///"))
     if ref.tracking_uri.startswith("sqlite:///") and not path.is_file():  # MLflow would make a new one
         raise UserError(f"MLflow: there is no tracking database at {ref.tracking_uri} any more")
+    if not ref.tracking_uri.startswith("sqlite:///") and ref.tracking_uri != tracking_uri():
+        # whoever made the folder chose that address, and MLflow would send it this person's password
+        raise UserError(
+            f"MLflow: the run says it is in {ref.tracking_uri}, which is not asked; set MLFLOW_TRACKING_URI to it "
+            "if you know that server"
+        )
     try:
         return question()
     except MlflowException as error:

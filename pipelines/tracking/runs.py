@@ -10,6 +10,7 @@ from typing import Any
 
 from pipelines.tracking.source import source_tags
 from vast.errors import UserError
+from vast.storage import refuse_password
 
 PARENT_TAG = "mlflow.parentRunId"
 
@@ -27,8 +28,16 @@ class RunRef:
 
 
 def tracking_uri(home: Path | None = None) -> str:
-    """MLFLOW_TRACKING_URI, or a SQLite file in `home` (the current folder)."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(home or Path.cwd()).resolve() / 'mlflow.db'}"
+    """MLFLOW_TRACKING_URI, or a SQLite file in `home` (the current folder).
+
+    Raises:
+        UserError: MLFLOW_TRACKING_URI has a password in it; the address is written down with every run.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(home or Path.cwd()).resolve() / 'mlflow.db'}"
+    refuse_password(
+        uri, "MLFLOW_TRACKING_URI", "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or PGUSER and PGPASSWORD"
+    )
+    return uri
 
 
 def create_run(

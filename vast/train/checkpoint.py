@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save, save_file
 from torch import Tensor, nn
 
@@ -169,14 +170,30 @@ def _write_model(folder: Path, weights: dict[str, Tensor], card: ModelCard) -> N
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of the model in `folder`, by parameter name."""
-    weights: dict[str, Tensor] = load_file(folder / WEIGHTS)
+    """The weights of the model in `folder`, by parameter name.
+
+    Raises:
+        UserError: it is no safetensors file; nothing in it is ever run.
+    """
+    try:
+        weights: dict[str, Tensor] = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise UserError(
+            f"{WEIGHTS} is not a safetensors file, which holds weights and nothing else: {error}"
+        ) from error
     return weights
 
 
 def read_card(folder: Path) -> ModelCard:
-    """The card of the model in `folder`."""
-    return ModelCard(**json.loads((folder / CARD).read_text(encoding="utf-8")))
+    """The card of the model in `folder`.
+
+    Raises:
+        UserError: it is not one.
+    """
+    try:
+        return ModelCard(**json.loads((folder / CARD).read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{CARD} is not the card of a model: {error}") from error
 
 
 def fetch(url: str, folder: Path, *, with_state: bool = False) -> ModelCard:
