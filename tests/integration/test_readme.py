@@ -17,6 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from pipelines import cli, tracking
+from tests.integration.test_listening import listening
 from vast.storage import open_store
 
 ROOT = Path(__file__).parents[2]
@@ -253,6 +254,7 @@ def test_vast_ui_serves_the_runs_and_ends_when_told(tmp_path, free_port):
                 page = urllib.request.urlopen(url, timeout=5).read().decode()
             time.sleep(0.3)
         assert "MLflow" in page
+        assert {ip for _, ip, _ in listening(process.pid)} == {"127.0.0.1"}
     finally:
         process.terminate()
         out, err = process.communicate(timeout=30)
