@@ -6,9 +6,9 @@
     render.py --values mine.yaml monitoring    a PodMonitor, for the Prometheus operator
     render.py --values mine.yaml network       a NetworkPolicy: who may speak to Ray's ports
 
-The words after -- are the job's entrypoint, with the log in the job's output. One program rather than a file for each job, since the jobs
-differ in a few numbers (values.yaml) and would drift apart as copies. It writes YAML to stdout and touches no cluster;
-exit code 2 after a mistake. Needs PyYAML alone.
+The words after -- are the job's entrypoint; its log goes to the job's output. One program rather than a file for each
+job, since the jobs differ in a few numbers (values.yaml) and would drift apart as copies. It writes YAML to stdout and
+touches no cluster; exit code 2 after a mistake. Needs PyYAML alone.
 """
 
 import argparse
