@@ -41,7 +41,7 @@ demo: $(INSTALLED) ## the whole path on generated clips: raw video to a trained,
 test: $(INSTALLED) ## unit tests, then integration on a real S3 server, real Ray and a real MLflow
 	@$(PYTEST) tests -m "not servers and not campaign and not survival and not cluster" --durations=12
 
-test-servers: $(INSTALLED) ## MLflow's pages and the reports in a browser, a tracking server over PostgreSQL
+test-servers: $(INSTALLED) ## pages in a browser, a tracking server over PostgreSQL, Kubernetes' jobs on a Ray cluster
 	@$(PYTEST) tests -m servers
 
 test-campaigns: $(INSTALLED) ## builds and searches killed over and over, a store that keeps failing

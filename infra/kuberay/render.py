@@ -6,9 +6,9 @@
     render.py --values mine.yaml monitoring    a PodMonitor, for the Prometheus operator
     render.py --values mine.yaml network       a NetworkPolicy: who may speak to Ray's ports
 
-The words after -- are the job's entrypoint as they stand. One program rather than a file for each job, since the jobs
-differ in a few numbers (values.yaml) and would drift apart as copies. It writes YAML to stdout and touches no cluster;
-exit code 2 after a mistake. Needs PyYAML alone.
+The words after -- are the job's entrypoint; its log goes to the job's output. One program rather than a file for each
+job, since the jobs differ in a few numbers (values.yaml) and would drift apart as copies. It writes YAML to stdout and
+touches no cluster; exit code 2 after a mistake. Needs PyYAML alone.
 """
 
 import argparse
@@ -21,15 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pods import LABELS, METRICS_PORT, equal, pod, submitter, unprivileged
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 GIB = 2**30
-METRICS_PORT = 8080
-_LOGS_GIB = 10
-# Pods have so long to go; the hook leaves a little of it for Ray to end.
-GRACE_S, DRAIN_S = 120, 100
-LABELS = {"app.kubernetes.io/part-of": "vast"}
 
 
 class Mistake(ValueError):  # noqa: N818 - says what it is
@@ -122,7 +118,7 @@ def ray_job(values: dict[str, Any], command: list[str]) -> dict[str, Any]:
         "spec": {
             "entrypoint": shlex.join(_with_log(command)),
             "submissionMode": "K8sJobMode",
-            "submitterPodTemplate": _submitter(values, _image(values, profile)),
+            "submitterPodTemplate": submitter(values, _image(values, profile)),
             # The same command continues: a fresh cluster loses what came after the last checkpoint, and nothing else.
             "backoffLimit": profile["retries"],
             "activeDeadlineSeconds": profile["hours"] * 3600,
@@ -172,13 +168,13 @@ def _cluster_spec(values: dict[str, Any], profile: dict[str, Any]) -> dict[str, 
             "version": "v2",
             "upscalingMode": "Default",
             "idleTimeoutSeconds": 300,
-            "resources": _equal({"cpu": "500m", "memory": "1Gi"}),
-            "securityContext": _unprivileged(),
+            "resources": equal({"cpu": "500m", "memory": "1Gi"}),
+            "securityContext": unprivileged(),
         },
         "headGroupSpec": {
             # no CPUs: ranks and tasks go to the workers, drivers and Ray's own processes have the head for themselves
             "rayStartParams": {"num-cpus": "0", "dashboard-host": "0.0.0.0", **_ray_params()},
-            "template": _pod(values, values["head"], image, "ray-head"),
+            "template": pod(values, values["head"], image, "ray-head"),
         },
         "workerGroupSpecs": [_group(values, name, pods, image) for name, pods in profile["pods"].items()],
     }
@@ -199,110 +195,8 @@ def _group(values: dict[str, Any], name: str, pods: Any, image: str) -> dict[str
         "minReplicas": least,
         "maxReplicas": most,
         "rayStartParams": _ray_params(),
-        "template": _pod(values, values["groups"][name], image, "ray-worker"),
+        "template": pod(values, values["groups"][name], image, "ray-worker"),
     }
-
-
-# --- pods ------------------------------------------------------------------------------------------------------------
-
-
-def _pod(values: dict[str, Any], size: dict[str, Any], image: str, name: str) -> dict[str, Any]:
-    annotations = {"prometheus.io/scrape": "true", "prometheus.io/port": str(METRICS_PORT)}
-    resources: dict[str, Any] = {
-        "cpu": str(size["cpus"]),
-        "memory": f"{size['memory_gib']}Gi",
-        "ephemeral-storage": f"{size['scratch_gib'] + _LOGS_GIB}Gi",
-    }
-    if size.get("gpus"):
-        resources["nvidia.com/gpu"] = str(size["gpus"])
-    ports = {"metrics": METRICS_PORT}
-    if name == "ray-head":
-        ports |= {"gcs-server": 6379, "dashboard": 8265, "client": 10001}
-    volumes, mounts = _volumes(values, size)
-    container = {
-        "name": name,
-        "image": image,
-        "ports": [{"name": port, "containerPort": number} for port, number in ports.items()],
-        "env": _environment(values),
-        "resources": _equal(resources),
-        "securityContext": _unprivileged(),
-        "volumeMounts": mounts,
-    }
-    if name == "ray-worker":  # ranks save and move before the pod goes
-        command = ["/opt/vast/drain-node.sh", str(DRAIN_S)]
-        container["lifecycle"] = {"preStop": {"exec": {"command": command}}}
-    spec: dict[str, Any] = {
-        **_pod_settings(values),
-        "terminationGracePeriodSeconds": GRACE_S,
-        "containers": [container],
-        "volumes": volumes,
-    }
-    if size.get("node_selector"):
-        spec["nodeSelector"] = dict(size["node_selector"])
-    if size.get("tolerations"):
-        spec["tolerations"] = list(size["tolerations"])
-    return {"metadata": {"labels": dict(LABELS), "annotations": annotations}, "spec": spec}
-
-
-def _pod_settings(values: dict[str, Any]) -> dict[str, Any]:
-    user = {"runAsNonRoot": True, "runAsUser": 1000, "runAsGroup": 1000, "fsGroup": 1000}
-    settings: dict[str, Any] = {"securityContext": {**user, "seccompProfile": {"type": "RuntimeDefault"}}}
-    if values["store"]["service_account"]:
-        settings["serviceAccountName"] = values["store"]["service_account"]
-    if values["image_pull_secret"]:
-        settings["imagePullSecrets"] = [{"name": values["image_pull_secret"]}]
-    return settings
-
-
-def _volumes(values: dict[str, Any], size: dict[str, Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    # Ray's and torch's shared memory; Kubernetes' own /dev/shm has 64 MiB. It counts as memory of the container.
-    shared = {"medium": "Memory", "sizeLimit": f"{size['shm_gib']}Gi"}
-    volumes: list[dict[str, Any]] = [
-        {"name": "shm", "emptyDir": shared},
-        {"name": "scratch", "emptyDir": {"sizeLimit": f"{size['scratch_gib']}Gi"}},
-    ]
-    mounts: list[dict[str, Any]] = [
-        {"name": "shm", "mountPath": "/dev/shm"},
-        {"name": "scratch", "mountPath": "/scratch"},
-    ]
-    if values["videos"]["claim"]:
-        claim = {"claimName": values["videos"]["claim"], "readOnly": True}
-        volumes.append({"name": "videos", "persistentVolumeClaim": claim})
-        mounts.append({"name": "videos", "mountPath": "/videos", "readOnly": True})
-    return volumes, mounts
-
-
-def _environment(values: dict[str, Any]) -> list[dict[str, Any]]:
-    store, tracking = values["store"], values["tracking"]
-    plain = {
-        "AWS_REGION": store["region"],
-        "AWS_ENDPOINT_URL": store["endpoint"],
-        "MLFLOW_TRACKING_URI": tracking["uri"],
-        "RAY_JOB_STOP_WAIT_TIME_S": str(GRACE_S),  # `ray job stop` would kill a driver after three seconds
-    }
-    environment: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in plain.items() if value]
-    for secret, names in (
-        (store["secret"], ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
-        (tracking["secret"], ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")),
-    ):
-        if secret:
-            environment += [
-                {"name": name, "valueFrom": {"secretKeyRef": {"name": secret, "key": name}}} for name in names
-            ]
-    return environment
-
-
-def _submitter(values: dict[str, Any], image: str) -> dict[str, Any]:
-    """The pod that runs `ray job submit` and shows the job's output; KubeRay gives it its command and the token."""
-    container = {
-        "name": "ray-job-submitter",
-        "image": image,
-        "resources": _equal({"cpu": "500m", "memory": "1Gi"}),
-        "securityContext": _unprivileged(),
-    }
-    spec = {**_pod_settings(values), "restartPolicy": "Never", "containers": [container]}
-    spec.pop("serviceAccountName", None)  # it speaks to Ray alone
-    return {"metadata": {"labels": dict(LABELS)}, "spec": spec}
 
 
 def _image(values: dict[str, Any], profile: dict[str, Any]) -> str:
@@ -312,14 +206,6 @@ def _image(values: dict[str, Any], profile: dict[str, Any]) -> str:
         raise Mistake(f"groups.{missing[0]} is not there; groups has {', '.join(values['groups'])}")
     variant = "cuda" if any(values["groups"][name].get("gpus") for name in profile["pods"]) else "cpu"
     return f"{values['image']}:{versions()['VAST_VERSION']}-{variant}"
-
-
-def _equal(resources: dict[str, Any]) -> dict[str, Any]:
-    return {"requests": dict(resources), "limits": dict(resources)}
-
-
-def _unprivileged() -> dict[str, Any]:
-    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 # --- around the cluster ----------------------------------------------------------------------------------------------

@@ -89,7 +89,7 @@ def test_everything_is_installed_by_the_pins():
 
 def test_paths_of_the_image_that_others_name_are_made_by_it():
     made = {"/opt/vast/venv", "/opt/vast/mlflow", "/opt/vast/s3", "/opt/vast/drain-node.sh", "/opt/vast/aws-secrets.sh"}
-    for name in ("compose.yaml", "ray-aws.yaml", "kuberay/render.py"):
+    for name in ("compose.yaml", "ray-aws.yaml", "kuberay/pods.py"):
         for path in re.findall(r"/opt/vast/[\w/.-]+", (ROOT / "infra" / name).read_text()):
             assert any(path == one or path.startswith(f"{one}/") for one in made), f"{name}: {path}"
             below = path.removeprefix("/opt/vast/")

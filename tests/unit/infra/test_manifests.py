@@ -42,11 +42,14 @@ commands:
 def load_renderer():
     spec = importlib.util.spec_from_file_location("render", KUBERAY / "render.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:  # as when it is run as a program
+        patch.syspath_prepend(KUBERAY)
+        spec.loader.exec_module(module)
     return module
 
 
 render = load_renderer()
+pods = sys.modules["pods"]
 
 
 @pytest.fixture
@@ -178,7 +181,7 @@ def test_pods_are_safe_and_sized_alike(words, capsys, site):
         spec = group["template"]["spec"]
         shared = next(volume for volume in spec["volumes"] if volume["name"] == "shm")
         assert shared["emptyDir"]["medium"] == "Memory"
-        assert spec["terminationGracePeriodSeconds"] > render.DRAIN_S
+        assert spec["terminationGracePeriodSeconds"] > pods.DRAIN_S
         assert spec["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][0] == "/opt/vast/drain-node.sh"
 
 
