@@ -128,7 +128,8 @@ def _sum(links: list[Any], names: list[str], gpu: bool, findings: Findings) -> f
     slowest = max(fact.seconds for fact in facts)
     rate: float = 2 * (len(facts) - 1) / len(facts) * SUM_BYTES / slowest
     backend = "NCCL" if gpu else "gloo"
-    findings.say("links", f"{len(facts)} ranks on {len(set(names))} nodes sum {SUM_BYTES >> 20} MiB over {backend} in "
+    nodes = len(set(names))
+    findings.say("links", f"{len(facts)} ranks on {nodes} node{'s' * (nodes > 1)} sum {SUM_BYTES >> 20} MiB over {backend} in "
                  f"{1e3 * slowest:.0f} ms: {rate / 1e9:.2f} GB/s")  # fmt: skip
     return rate
 

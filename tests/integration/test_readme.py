@@ -224,7 +224,8 @@ def test_the_cluster_commands(cluster, s3_server, mlflow_server, ssv2_shards, tm
     for here, there in given.items():
         assert here in script
         script = script.replace(here, there)
-    script = script.replace("vast pretrain", f"{sys.executable} -m pipelines.cli pretrain") + " " + " ".join(SMALL)
+    program, small = f"{sys.executable} -m pipelines.cli ", " ".join(SMALL)
+    script = re.sub(r"^vast (.*)$", rf"{program}\1 {small}", script, flags=re.MULTILINE)
     done = subprocess.run(
         ["bash", "-euc", script],
         env=environment,
@@ -237,6 +238,7 @@ def test_the_cluster_commands(cluster, s3_server, mlflow_server, ssv2_shards, tm
     assert done.returncode == 0, done.stderr
     assert "on 2 rank(s)" in done.stdout
     assert f"in {mlflow_server}" in done.stdout
+    assert "2 ranks on 1 node sum 64 MiB over gloo" in done.stdout
 
 
 def test_vast_ui_serves_the_runs_and_ends_when_told(tmp_path, free_port):

@@ -29,7 +29,7 @@ COMMANDS = sorted(
 )
 KUBECTL = {"apply", "create", "delete", "describe", "drain", "get", "logs", "port-forward"}
 # What the pages have of programs that are not here is checked as far as it can be.
-PROGRAMS = {"vast", "python", "kubectl", "docker", "ray", "export", "infra/mlflow/serve.sh"}
+PROGRAMS = {"vast", "python", "kubectl", "docker", "ray", "export", "make", "source", "infra/mlflow/serve.sh"}
 PROGRAMS |= {"infra/compose.sh", "infra/compose-secrets.sh", "infra/docker/drain-node.sh"}
 
 
@@ -50,6 +50,8 @@ def test_every_command_can_be_given(line):
             check_build(words)
         elif words[0] == "ray":
             check_ray(words[1:])
+        elif words[0] == "make":
+            assert f"\n{words[1]}: " in (ROOT / "Makefile").read_text(encoding="utf-8")
         elif words[0].startswith("infra/"):
             assert (ROOT / words[0]).exists()
 
