@@ -127,10 +127,12 @@ def _sum(links: list[Any], names: list[str], gpu: bool, findings: Findings) -> f
         return 0.0
     slowest = max(fact.seconds for fact in facts)
     rate: float = 2 * (len(facts) - 1) / len(facts) * SUM_BYTES / slowest
-    backend = "NCCL" if gpu else "gloo"
     nodes = len(set(names))
-    findings.say("links", f"{len(facts)} ranks on {nodes} node{'s' * (nodes > 1)} sum {SUM_BYTES >> 20} MiB over {backend} in "
-                 f"{1e3 * slowest:.0f} ms: {rate / 1e9:.2f} GB/s")  # fmt: skip
+    where = f"{len(facts)} ranks on {nodes} node{'s' * (nodes > 1)}"
+    told = (
+        f"sum {SUM_BYTES >> 20} MiB over {'NCCL' if gpu else 'gloo'} in {1e3 * slowest:.0f} ms: {rate / 1e9:.2f} GB/s"
+    )
+    findings.say("links", f"{where} {told}")
     return rate
 
 
