@@ -36,7 +36,7 @@ from pipelines.search.record import (
     write_json,
 )
 from pipelines.search.rules import StoppingRule, Takeover, replay
-from pipelines.search.runs import create_campaign_run, end_trial_run
+from pipelines.search.runs import check_tracking, create_campaign_run, end_trial_run
 from pipelines.stopping import Interrupted, StopSignals
 from pipelines.terminal import Bar, Terminal
 from pipelines.tracking import MlflowTracker
@@ -106,7 +106,9 @@ def _begin(url: str, base: TrainConfig, search: SearchConfig) -> CampaignRecord:
         record = read_campaign(url)
     except ObjectMissing:
         record = None
-    if record is None:
+    if record is not None:
+        check_tracking(url, record.tracking)
+    else:
         run = create_campaign_run(url, base, search)
         record = CampaignRecord(url, base.name, {}, base.model_dump(mode="json"), _steps(base), run)
     # budgets may differ from those it began with
