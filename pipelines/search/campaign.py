@@ -22,6 +22,7 @@ from pipelines.config import absolute
 from pipelines.launch import connect
 from pipelines.ray_storage import patiently
 from pipelines.search.config import SearchConfig, resolve_search, trial_config
+from pipelines.search.credentials import keep_credentials_here
 from pipelines.search.pictures import campaign_pictures
 from pipelines.search.record import (
     BEST_RECIPE,
@@ -275,6 +276,7 @@ class _Driver:
         )
         for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_SIGINT_HANDLER"):
             os.environ.setdefault(name, "1")  # no files of its own beside each trial; Ctrl-C has our handler
+        keep_credentials_here()
         results = tuner.fit()
         stopped_all = bool(signals.signum or self.budget_spent())
         failures = {result.config["trial"]: result.error for result in results if result.error and not stopped_all}
