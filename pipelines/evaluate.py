@@ -23,7 +23,7 @@ from pipelines.eval_ranks import OnSamples, score_here, score_on_ray
 from pipelines.eval_report import EVALUATION, PREDICTIONS, Report
 from pipelines.find_model import FoundModel, find_model
 from pipelines.launch import connect
-from pipelines.ranks import Ranks, scaling_for
+from pipelines.ranks import Ranks, nodes_of_cluster, scaling_for
 from pipelines.terminal import Terminal
 from pipelines.tracking import RunRef
 from vast import __version__
@@ -275,9 +275,8 @@ def _ranks(
     if not address and max(request.ranks, torch.cuda.device_count()) <= 1:
         return "1 rank in this process", score_here(job, model, missing, advance)
     connect(address)
-    import ray
 
-    scaling = scaling_for(Ranks.of(request.ranks), ray.cluster_resources(), job.config.num_readers)
+    scaling = scaling_for(Ranks.of(request.ranks), nodes_of_cluster(), job.config.num_readers)
     parts = score_on_ray(job, model, missing, advance, terminal.warn, scaling)
     return f"{scaling['num_workers']} rank(s) of Ray", parts
 

@@ -15,7 +15,7 @@ import yaml
 from pipelines import plots, tracking
 from pipelines.config import absolute
 from pipelines.history import History, read_history
-from pipelines.ranks import Ranks, one_for_each_gpu, possible_ranks, scaling_for
+from pipelines.ranks import Ranks, nodes_of_cluster, one_for_each_gpu, possible_ranks, scaling_for
 from pipelines.stopping import StopSignals
 from pipelines.terminal import Terminal
 from pipelines.tracking import RunRef
@@ -163,9 +163,9 @@ def _fit(
     from pipelines.supervise import supervise
 
     # of the cluster as it is now: a node that is lost later is waited for
-    resources = ray.cluster_resources()
-    possible = possible_ranks(config, ranks if ranks.most else one_for_each_gpu(resources))
-    scaling = scaling_for(Ranks(possible[0], possible[-1]), resources, config.data.num_readers)
+    nodes = nodes_of_cluster()
+    possible = possible_ranks(config, ranks if ranks.most else one_for_each_gpu(nodes))
+    scaling = scaling_for(Ranks(possible[0], possible[-1]), nodes, config.data.num_readers)
     fit = Fit(config, output, run, scaling, terminal, signals)
     terminal.say(f"  {config.run_name()}")
 

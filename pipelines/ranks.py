@@ -4,6 +4,7 @@ The global batch never changes, so only numbers of ranks that share it equally a
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,26 +72,38 @@ def possible_ranks(config: TrainConfig, ranks: Ranks) -> list[int]:
     )
 
 
-def one_for_each_gpu(resources: dict[str, float]) -> Ranks:
+Node = Mapping[str, float]
+"""What one node offers, as Ray names it: CPU, GPU, ..."""
+
+
+def nodes_of_cluster() -> list[Node]:
+    """What each node of the connected cluster offers."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def one_for_each_gpu(nodes: Sequence[Node]) -> Ranks:
     """What is taken where nobody said a number: one rank for each GPU of the cluster, or one."""
-    return Ranks.of(max(1, int(resources.get("GPU", 0))))
+    return Ranks.of(max(1, sum(int(node.get("GPU", 0)) for node in nodes)))
 
 
-def scaling_for(ranks: Ranks, resources: dict[str, float], num_readers: int) -> dict[str, Any]:
-    """Ray Train's scaling arguments for a cluster with these resources.
+def scaling_for(ranks: Ranks, nodes: Sequence[Node], num_readers: int) -> dict[str, Any]:
+    """Ray Train's scaling arguments for a cluster of these nodes.
+
+    Without GPUs the ranks share the CPUs, as evenly as the nodes allow: a rank lies on one node.
 
     Raises:
         UserError: more ranks than the cluster can ever place.
     """
-    gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+    gpus, cpus = (sum(int(node.get(kind, 0)) for node in nodes) for kind in ("GPU", "CPU"))
     if not ranks.most:
-        ranks = one_for_each_gpu(resources)
-    if gpus:
-        wanted: dict[str, float] = {"GPU": 1, "CPU": 1 + num_readers}
-        room = min(gpus, cpus // (1 + num_readers))
-    else:
-        wanted = {"CPU": max(1, cpus // ranks.most)}
-        room = cpus
+        ranks = one_for_each_gpu(nodes)
+    wanted: dict[str, float] = {"GPU": 1, "CPU": 1 + num_readers} if gpus else {"CPU": 1}
+    if not gpus:
+        shares = range(max(1, cpus // ranks.most), 0, -1)
+        wanted["CPU"] = next((share for share in shares if _room(nodes, {"CPU": share}) >= ranks.most), 1)
+    room = _room(nodes, wanted)
     if ranks.least > room:
         raise UserError(
             f"--ranks: {ranks} ranks with {wanted} each do not fit the cluster's {cpus} CPUs and {gpus} GPUs; "
@@ -101,3 +114,8 @@ def scaling_for(ranks: Ranks, resources: dict[str, float], num_readers: int) -> 
         "use_gpu": gpus > 0,
         "resources_per_worker": wanted,
     }
+
+
+def _room(nodes: Sequence[Node], wanted: Node) -> int:
+    """How many ranks find room, each on one node."""
+    return sum(min(int(node.get(kind, 0) // amount) for kind, amount in wanted.items()) for node in nodes)

@@ -48,12 +48,14 @@ def get_checkpoint(url: str, folder: Path) -> None:
     """
     store = open_store(url)
     try:
-        listing = json.loads(store.get_bytes(MARKER))["files"]
+        listing = dict(json.loads(store.get_bytes(MARKER))["files"])
     except ObjectMissing as error:
         raise TornCheckpointError(f"{url} has no {MARKER}: it was never whole") from error
     except (ValueError, KeyError, TypeError) as error:
         raise TornCheckpointError(f"{url}/{MARKER} cannot be read: {error}") from error
     for name, expected in listing.items():
+        if name != Path(name).name or name in ("", ".", ".."):  # whoever wrote it wants to write elsewhere
+            raise TornCheckpointError(f"{url}/{MARKER} names {name!r}, which is no plain file name")
         try:
             store.get_file(name, folder / name)
         except (ObjectMissing, ObjectDamaged) as error:

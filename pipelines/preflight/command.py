@@ -20,7 +20,7 @@ from pipelines.preflight.nodes import check_machines, look_at_nodes
 from pipelines.preflight.outlook import check_outlook
 from pipelines.preflight.recipe import read_in_spite
 from pipelines.preflight.tracking_server import check_tracking
-from pipelines.ranks import Ranks, one_for_each_gpu, possible_ranks, scaling_for
+from pipelines.ranks import Node, Ranks, nodes_of_cluster, one_for_each_gpu, possible_ranks, scaling_for
 from pipelines.terminal import Terminal
 from vast.dataset_format import Manifest
 from vast.errors import UserError
@@ -94,8 +94,8 @@ def _machines(
     if not address:
         machine = look(wanted, "this machine")
         check_machines([machine], work, wanted, findings)
-        resources = {"CPU": float(machine.cpus), "GPU": float(len(machine.gpus))}
-        ranks, _ = _ranks(wanted.config, request.ranks, resources, findings)
+        here = {"CPU": float(machine.cpus), "GPU": float(len(machine.gpus))}
+        ranks, _ = _ranks(wanted.config, request.ranks, [here], findings)
         return [machine], ranks, 0.0
     from pipelines.launch import connect
 
@@ -106,11 +106,9 @@ def _machines(
         advice = "Start it, and set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN to the cluster's"
         findings.add([Problem("nodes", "--address", text[:300], advice)])
         return [], 0, 0.0
-    import ray
-
     machines = look_at_nodes(wanted, findings)
     check_machines(machines, work, wanted, findings)
-    ranks, bundle = _ranks(wanted.config, request.ranks, ray.cluster_resources(), findings)
+    ranks, bundle = _ranks(wanted.config, request.ranks, nodes_of_cluster(), findings)
     say(f"  summing over {ranks} ranks")
     link = check_links(ranks, bundle, findings) if ranks else 0.0
     if link:
@@ -118,14 +116,12 @@ def _machines(
     return machines, ranks, link
 
 
-def _ranks(
-    config: TrainConfig, text: str, resources: dict[str, float], findings: Findings
-) -> tuple[int, dict[str, float]]:
+def _ranks(config: TrainConfig, text: str, nodes: Sequence[Node], findings: Findings) -> tuple[int, dict[str, float]]:
     """Ranks of the run, the most there may be, and what each is given; 0 where they do not fit."""
     try:
-        ranks = Ranks.parse(text) if text else one_for_each_gpu(resources)
+        ranks = Ranks.parse(text) if text else one_for_each_gpu(nodes)
         most = possible_ranks(config, ranks)[-1]
-        return most, scaling_for(Ranks.of(most), resources, config.data.num_readers)["resources_per_worker"]
+        return most, scaling_for(Ranks.of(most), nodes, config.data.num_readers)["resources_per_worker"]
     except UserError as error:
         subject, _, found = str(error).partition(": ")
         findings.add([Problem("nodes", subject, found, "Take a number of ranks that fits")])

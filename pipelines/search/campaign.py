@@ -22,6 +22,7 @@ from pipelines.config import absolute
 from pipelines.launch import connect
 from pipelines.ray_storage import patiently
 from pipelines.search.config import SearchConfig, resolve_search, trial_config
+from pipelines.search.credentials import keep_credentials_here
 from pipelines.search.pictures import campaign_pictures
 from pipelines.search.record import (
     BEST_RECIPE,
@@ -36,7 +37,7 @@ from pipelines.search.record import (
     write_json,
 )
 from pipelines.search.rules import StoppingRule, Takeover, replay
-from pipelines.search.runs import create_campaign_run, end_trial_run
+from pipelines.search.runs import check_tracking, create_campaign_run, end_trial_run
 from pipelines.stopping import Interrupted, StopSignals
 from pipelines.terminal import Bar, Terminal
 from pipelines.tracking import MlflowTracker
@@ -106,7 +107,9 @@ def _begin(url: str, base: TrainConfig, search: SearchConfig) -> CampaignRecord:
         record = read_campaign(url)
     except ObjectMissing:
         record = None
-    if record is None:
+    if record is not None:
+        check_tracking(url, record.tracking)
+    else:
         run = create_campaign_run(url, base, search)
         record = CampaignRecord(url, base.name, {}, base.model_dump(mode="json"), _steps(base), run)
     # budgets may differ from those it began with
@@ -273,6 +276,7 @@ class _Driver:
         )
         for name in ("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "TUNE_DISABLE_SIGINT_HANDLER"):
             os.environ.setdefault(name, "1")  # no files of its own beside each trial; Ctrl-C has our handler
+        keep_credentials_here()
         results = tuner.fit()
         stopped_all = bool(signals.signum or self.budget_spent())
         failures = {result.config["trial"]: result.error for result in results if result.error and not stopped_all}

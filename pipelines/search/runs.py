@@ -1,6 +1,7 @@
 """The MLflow runs of a campaign: one for itself, and one for each trial as its child, none of them twice."""
 
 import contextlib
+from pathlib import Path
 
 from pipelines import tracking
 from pipelines.search.config import SearchConfig, trial_config
@@ -10,6 +11,24 @@ from pipelines.training_run import log_splits
 from vast.dataset_format import read_manifest
 from vast.errors import UserError
 from vast.train.config import TrainConfig
+
+
+def check_tracking(url: str, run: RunRef) -> None:
+    """Refuse to go on with a campaign that is tracked where this person does not track.
+
+    MLflow's client sends MLFLOW_TRACKING_PASSWORD wherever it is pointed, and the folder may be a stranger's.
+
+    Raises:
+        UserError: the campaign names another tracking server, or a database that is not there.
+    """
+    ours = tracking.tracking_uri()
+    path = run.tracking_uri.removeprefix("sqlite:///")
+    if run.tracking_uri == ours or (path != run.tracking_uri and Path(path).is_file()):
+        return
+    raise UserError(
+        f"{url}: this campaign is tracked in {run.tracking_uri}, and MLFLOW_TRACKING_URI says {ours}; set it to the "
+        "campaign's if you know that server, or search with another --output"
+    )
 
 
 def create_campaign_run(url: str, base: TrainConfig, search: SearchConfig) -> RunRef:
@@ -56,6 +75,8 @@ def end_trial_run(campaign: CampaignRecord, trial: TrialRecord) -> None:
     Where the server was away when the trial began, there is none: then it is made of what the record has.
     """
     run = trial.tracking
+    if run is not None and run.tracking_uri != campaign.tracking.tracking_uri:
+        run = None  # see check_tracking
     if run is None and trial.drawn:
         with contextlib.suppress(UserError):
             config = trial_config(TrainConfig.model_validate(campaign.config), trial.changes, campaign.name)

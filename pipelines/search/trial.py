@@ -165,7 +165,9 @@ class _Trial:
         """The trial's MLflow run; None where the server is away, which is no reason not to train."""
         known = self.record.tracking
         try:
-            if known is not None and tracking.reopen(known):
+            # another server's address would come from whoever wrote the folder, and be sent this person's password
+            ours = known is not None and known.tracking_uri == self.campaign.tracking.tracking_uri
+            if known is not None and ours and tracking.reopen(known):
                 return known
             run = create_trial_run(self.campaign, self.record.id, config)
         except UserError:

@@ -55,12 +55,12 @@ def test_an_impossible_split_names_the_nearest_possible_ones(ranks: tuple[int, i
     ],
 )
 def test_scaling_follows_the_cluster(ranks, resources, readers, expected):
-    scaling = scaling_for(Ranks.of(ranks), resources, readers)
+    scaling = scaling_for(Ranks.of(ranks), [resources], readers)
     assert (scaling["num_workers"], scaling["use_gpu"], scaling["resources_per_worker"]) == expected
 
 
 def test_an_elastic_run_may_begin_below_its_most():
-    scaling = scaling_for(Ranks(2, 16), {"CPU": 64, "GPU": 8}, 2)
+    scaling = scaling_for(Ranks(2, 16), [{"CPU": 64, "GPU": 8}], 2)
     assert scaling["num_workers"] == (2, 16)
 
 
@@ -70,4 +70,18 @@ def test_an_elastic_run_may_begin_below_its_most():
 )
 def test_ranks_that_can_never_be_placed_are_refused(ranks, resources, readers, most):
     with pytest.raises(UserError, match=rf"--ranks: {ranks} ranks .* use --ranks {most}"):
-        scaling_for(Ranks.of(ranks), resources, readers)
+        scaling_for(Ranks.of(ranks), [resources], readers)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "nodes", "each"),
+    [(1, [1, 1], 1), (1, [4, 2], 4), (2, [3, 3], 3), (2, [4, 2], 2), (3, [4, 2], 2), (2, [0, 5], 2)],
+)
+def test_a_rank_is_given_no_more_cpus_than_a_node_has(ranks, nodes, each):
+    scaling = scaling_for(Ranks.of(ranks), [{"CPU": cpus} for cpus in nodes], 0)
+    assert scaling["resources_per_worker"] == {"CPU": each}
+
+
+def test_gpus_without_enough_cpus_beside_them_are_no_room():
+    with pytest.raises(UserError, match="use --ranks 3"):
+        scaling_for(Ranks.of(4), [{"CPU": 4, "GPU": 2}, {"CPU": 2, "GPU": 2}], 1)

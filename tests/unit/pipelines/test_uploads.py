@@ -51,6 +51,18 @@ def test_a_torn_checkpoint_is_never_used(stored: Path, tmp_path: Path, name: str
         fetched(stored, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped-vast", "a/../../escaped", "..", ""])
+def test_a_listing_cannot_name_files_elsewhere(stored: Path, tmp_path: Path, name: str) -> None:
+    listing = json.loads((stored / MARKER).read_text())
+    (tmp_path / "escaped").write_bytes(b"mine")
+    listing["files"] = {name: next(iter(listing["files"].values()))}
+    (stored / MARKER).write_text(json.dumps(listing))
+    with pytest.raises(TornCheckpointError, match="no plain file name"):
+        fetched(stored, tmp_path)
+    assert (tmp_path / "escaped").read_bytes() == b"mine"
+    assert list((tmp_path / "fetched").iterdir()) == []
+
+
 @pytest.mark.parametrize("survives", range(4))
 def test_an_upload_cut_off_anywhere_leaves_no_checkpoint(
     folder: Path, stored: Path, tmp_path: Path, survives: int
