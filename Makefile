@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help install demo test test-servers test-campaigns test-survival test-cluster test-unit lint format ui cluster-up cluster-status cluster-down audit sbom constraints clean
+.PHONY: help install demo test test-servers test-stack test-campaigns test-survival test-cluster test-unit lint format ui cluster-up cluster-status cluster-down audit sbom constraints clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,10 +39,13 @@ demo: $(INSTALLED) ## the whole path on generated clips: raw video to a trained,
 	@$(BIN)/vast demo --out $(DEMO) $(DEMO_FLAGS)
 
 test: $(INSTALLED) ## unit tests, then integration on a real S3 server, real Ray and a real MLflow
-	@$(PYTEST) tests -m "not servers and not campaign and not survival and not cluster" --durations=12
+	@$(PYTEST) tests -m "not servers and not stack and not campaign and not survival and not cluster" --durations=12
 
-test-servers: $(INSTALLED) ## pages in a browser, a tracking server over PostgreSQL, Kubernetes' jobs on a Ray cluster
+test-servers: $(INSTALLED) ## MLflow's pages and the reports in a browser, a tracking server over PostgreSQL
 	@$(PYTEST) tests -m servers
+
+test-stack: $(INSTALLED) ## a whole local cluster, preflight with planted faults, planted secrets, Kubernetes' jobs on Ray
+	@$(PYTEST) tests -m stack --durations=8
 
 test-campaigns: $(INSTALLED) ## builds and searches killed over and over, a store that keeps failing
 	@$(PYTEST) tests -m campaign

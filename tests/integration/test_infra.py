@@ -195,7 +195,7 @@ def head_environment() -> dict[str, str]:
     return {name: value for name, value in found.items() if name.startswith("RAY_")}
 
 
-@pytest.mark.servers
+@pytest.mark.stack
 def test_rendered_jobs_run_stop_continue_and_leave_a_draining_node(cluster, s3_server, tmp_path):
     bucket = f"jobs-{secrets.token_hex(4)}"
     rights = ["--allow-http", "--writer", "arn:aws:iam::000000000000:user/writer"]

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.servers
+pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parents[2]
 PROGRAM = ROOT / "infra" / "local" / "cluster.py"
 MARK = "VAST_LOCAL_CLUSTER"
@@ -140,7 +140,7 @@ def test_training_across_both_nodes_leaves_no_secret_and_listens_on_the_loopback
         f"vast pretrain finetune_ssv2_vast_ti_8f {SMALL} --ranks 2",
         f"vast search demo_search {SMALL} search.num_trials=2",
         "vast evaluate RUN --data s3://vast/ssv2",
-        "vast predict RUN raw/20bn-something-something-v2/1.webm --json",
+        "vast predict RUN raw/20bn-something-something-v2 --json",
         "vast report RUN --out report.html",
     ]
     mistakes = {

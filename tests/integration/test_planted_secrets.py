@@ -26,7 +26,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.servers
+pytestmark = pytest.mark.stack
 ROOT = Path(__file__).parents[2]
 SMALL = "model.name=vast_micro data.num_frames=4 data.crop_size=32 data.eval_short_side=32 data.num_readers=0 "
 SMALL += "optim.global_batch=8 optim.epochs=1 optim.precision=fp32"

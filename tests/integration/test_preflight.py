@@ -14,7 +14,7 @@ from vast.dataset_format import classes_digest, dataset_digest, read_manifest, w
 from vast.storage import open_store
 
 SMALL = ["data.num_frames=4", "data.crop_size=32", "data.eval_short_side=32", "optim.global_batch=8"]
-pytestmark = pytest.mark.servers
+pytestmark = pytest.mark.stack
 
 
 @pytest.fixture(scope="module")
