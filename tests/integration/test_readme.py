@@ -209,7 +209,7 @@ def cluster(s3_server, tmp_path, free_port):
         head.wait(timeout=30)
 
 
-@pytest.mark.slow
+@pytest.mark.stack
 def test_the_cluster_commands(cluster, s3_server, mlflow_server, ssv2_shards, tmp_path):
     address, environment = cluster
     bucket = s3_server.make_bucket()

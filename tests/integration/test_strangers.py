@@ -61,6 +61,7 @@ def test_no_command_runs_what_a_model_folder_brings(here, ssv2_shards, make_clip
             assert not ran.exists(), command
 
 
+@pytest.mark.stack
 def test_a_run_that_starts_from_a_strangers_model_runs_nothing_of_it(here, ssv2_shards, ray_local, capfd):
     model, ran = make_model(here / "model", ssv2_shards, seed=1), here / "ran"
     for name in (WEIGHTS, STATE):

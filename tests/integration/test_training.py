@@ -194,7 +194,7 @@ def test_ctrl_c_then_sigkill_then_the_same_command_resumes_and_ends_as_if_nothin
     assert max(steps) == 72
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_best_checkpoints_and_the_last_are_kept(ray_local, ssv2_shards, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
