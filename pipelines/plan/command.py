@@ -137,7 +137,12 @@ def _row(plan: Plan, machine: Machine) -> list[str]:
     times = [plan.compute_s, plan.exposed_s, plan.input_s, plan.step_s]
     row = [str(plan.ranks), str(plan.nodes), str(plan.micro_batch * plan.accumulation), str(plan.accumulation)]
     row += [f"{1e3 * seconds:.1f}" for seconds in times]
-    row += [f"{100 * plan.efficiency:.0f}", _hours(plan.hours), _hours(plan.gpu_hours)]
+    row += [
+        f"{100 * plan.efficiency:.0f}",
+        f"{plan.memory_bytes / 1e9:.1f}",
+        _hours(plan.hours),
+        _hours(plan.gpu_hours),
+    ]
     row += [f"{plan.money:.0f}"] if machine.price_per_gpu_hour else []
     row += [f"{plan.reader_cores:.0f}"] if machine.decode_clips_per_s else []
     return row
@@ -151,7 +156,7 @@ def _below(plans: list[Plan], machine: Machine, impossible: list[int], config: T
     """What stands below the table."""
     lines = [
         "clips: of a rank and step, in so many passes; ms a step: compute, the sum of gradients that the backward pass "
-        "does not hide, waiting for readers; eff.: of ranks that wait for nobody"
+        "does not hide, waiting for readers; eff.: of ranks that wait for nobody; GB: memory of a rank"
     ]
     if impossible:
         batch = config.optim.global_batch

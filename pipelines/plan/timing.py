@@ -56,7 +56,8 @@ class Machine:
         known = [self.clips_per_s, self.link_bytes_per_s, self.inner_bytes_per_s, self.latency_s]
         known += [self.decode_clips_per_s] if self.decode_clips_per_s else []
         return [f"{figure.origin}: {figure.words}" for figure in known] + [
-            "assumed: a rank is as quick a clip however few clips it has a step",
+            f"assumed: {self.ranks_per_node} ranks a node, {self.full_speed_ranks} of them at full speed",
+            "assumed: a rank is as quick a clip however few clips it has a step; a backward pass takes two thirds",
             f"assumed: DDP sums {BUCKET_BYTES >> 20} MiB at a time, and hides all but the last behind the backward "
             "pass of a step's last micro-batch",
             "left out: evaluations, checkpoints, starting, and whatever fails",
