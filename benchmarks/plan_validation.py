@@ -118,11 +118,11 @@ def train(folder: Path, num_ranks: int) -> None:
     import numpy as np
     import ray
 
-    from pipelines.history import read_history
-    from pipelines.launch import connect
-    from pipelines.launch import train as train_run
-    from pipelines.ranks import Ranks
     from pipelines.terminal import Terminal
+    from pipelines.training.history import read_history
+    from pipelines.training.launch import connect
+    from pipelines.training.launch import train as train_run
+    from pipelines.training.ranks import Ranks
     from vast.train.config import TrainConfig
 
     ray.init("local", num_cpus=num_ranks, include_dashboard=False, object_store_memory=256 * 2**20, log_to_driver=False)

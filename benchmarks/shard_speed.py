@@ -34,7 +34,7 @@ from typing import Any
 import imageio_ffmpeg
 import psutil
 
-from pipelines.launch import connect
+from pipelines.training.launch import connect
 from preprocessing.build import build_dataset
 from preprocessing.probe import open_video, probe
 from preprocessing.records import Annotations, Record

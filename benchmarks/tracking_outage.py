@@ -31,7 +31,7 @@ import psutil
 from learning import make_set
 from mlflow import MlflowClient
 
-from pipelines.history import History, read_history
+from pipelines.training.history import History, read_history
 
 SETTLE_S = 5.0
 LIMIT_S = 180.0

@@ -191,9 +191,9 @@ START_PARTS = ("imports_s", "ray_s", "tracking_run_s", "ranks_s", "first_step_s"
 
 def stack(folder: Path, num_ranks: int) -> None:
     """The driver of `vast pretrain`, with a terminal that keeps the time."""
-    import pipelines.launch
-    from pipelines.ranks import Ranks
+    import pipelines.training.launch
     from pipelines.terminal import Bar, Terminal
+    from pipelines.training.ranks import Ranks
     from vast.train.config import TrainConfig
 
     at: dict[str, float] = {}
@@ -215,9 +215,9 @@ def stack(folder: Path, num_ranks: int) -> None:
     terminal = Clock(sys.stdout)
     terminal.progress = lambda what, total: _Entered(Watch(lambda *_: None))  # type: ignore[method-assign,assignment]
     at["imports_s"] = since_begun()
-    pipelines.launch.connect(None)
+    pipelines.training.launch.connect(None)
     at["ray_s"] = since_begun()
-    done = pipelines.launch.train(
+    done = pipelines.training.launch.train(
         config, terminal, ranks=Ranks.of(num_ranks), output=str(folder / "runs"), kind="benchmark"
     )
     from mlflow import MlflowClient

@@ -12,11 +12,11 @@ from typing import Any
 from pipelines import tracking
 from pipelines.config import resolve
 from pipelines.datasets import failures_by_reason, synth
-from pipelines.launch import Finished, connect, train
-from pipelines.ranks import Ranks
 from pipelines.search.campaign import Campaign, run_search
 from pipelines.shard import ShardRequest, shard
 from pipelines.terminal import Terminal
+from pipelines.training.launch import Finished, connect, train
+from pipelines.training.ranks import Ranks
 from preprocessing.synth import CLASSES_FILE
 from vast.dataset_format import Manifest
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pipelines import tracking
 from pipelines.config import absolute
 from pipelines.tracking import RunRef
-from pipelines.training_run import read_run
+from pipelines.training.training_run import read_run
 from vast.errors import StoreError, UserError
 from vast.storage import join_url, open_store
 from vast.train.checkpoint import CARD

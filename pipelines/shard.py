@@ -8,8 +8,8 @@ from tempfile import TemporaryDirectory
 
 from pipelines import plots, tracking
 from pipelines.config import absolute
-from pipelines.launch import connect
 from pipelines.terminal import Bar, Terminal
+from pipelines.training.launch import connect
 from preprocessing.build import BuildResult, build_dataset, check_matches
 from preprocessing.describe import SplitDescription, describe
 from preprocessing.diagnosis import FailureLimit

@@ -174,7 +174,7 @@ def ray_local(s3_server: S3Server) -> Iterator[None]:
     """A local Ray, for the whole session; its workers inherit the S3 server's environment."""
     import ray
 
-    from pipelines.launch import connect
+    from pipelines.training.launch import connect
 
     with mock.patch.dict(os.environ), s3_server.in_environment():  # what connect() sets is undone at the end
         os.environ.pop("RAY_ADDRESS", None)

@@ -104,7 +104,7 @@ def _evaluate(args: argparse.Namespace, terminal: Terminal) -> None:
         return
     if not args.model or not args.data:
         raise UserError("give MODEL and --data URL, or --protocols")
-    from pipelines.evaluate import EvaluateRequest, evaluate
+    from pipelines.evaluation.evaluate import EvaluateRequest, evaluate
 
     request = EvaluateRequest(
         model=args.model,

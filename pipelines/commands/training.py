@@ -56,8 +56,8 @@ def _train(args: argparse.Namespace, terminal: Terminal) -> None:
     from pipelines.config import resolve
 
     config = resolve(args.recipe, args.overrides)  # every mistake is found before Ray starts
-    from pipelines.launch import train
-    from pipelines.ranks import Ranks
+    from pipelines.training.launch import train
+    from pipelines.training.ranks import Ranks
 
     ranks = Ranks.parse(args.ranks) if args.ranks else Ranks()
     terminal.say(f"library output goes to {terminal.log_path}")

@@ -8,8 +8,8 @@ from typing import Any
 from pipelines.config import resolve
 from pipelines.plan.timing import Figure, Machine, Plan, assumed_clips_per_s, plan_for, readers_in_words
 from pipelines.plan.work import Work, work_of
-from pipelines.ranks import shares_equally
 from pipelines.terminal import Terminal
+from pipelines.training.ranks import shares_equally
 from vast.dataset_format import read_manifest
 from vast.errors import UserError
 from vast.train.config import TrainConfig

@@ -5,9 +5,9 @@ import json
 import numpy as np
 
 from pipelines.find_model import find_model
-from pipelines.history import History, read_history
 from pipelines.plan.timing import Figure
 from pipelines.plan.work import Work, work_of
+from pipelines.training.history import History, read_history
 from vast.errors import UserError
 from vast.storage import open_store
 from vast.train.checkpoint import CARD, ModelCard

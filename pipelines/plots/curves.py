@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from pipelines.history import STEP_PARTS, History
 from pipelines.plots.style import BLUE, COLOURS, GREY, PALE, new_figure, save, thin
+from pipelines.training.history import STEP_PARTS, History
 
 _SMOOTHED_OVER = 40  # of so many parts of a curve, each is averaged
 _MOST_BARS = 400

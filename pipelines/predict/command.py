@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from pipelines.config import absolute
-from pipelines.eval_checks import check_data
-from pipelines.eval_parts import EvalJob, join_parts
-from pipelines.eval_ranks import score_here
+from pipelines.evaluation.checks import check_data
+from pipelines.evaluation.parts import EvalJob, join_parts
+from pipelines.evaluation.ranks import score_here
 from pipelines.find_model import FoundModel, find_model
 from pipelines.predict import pictures
 from pipelines.predict.inputs import Video, find_videos

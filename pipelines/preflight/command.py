@@ -20,8 +20,8 @@ from pipelines.preflight.nodes import check_machines, look_at_nodes
 from pipelines.preflight.outlook import check_outlook
 from pipelines.preflight.recipe import read_in_spite
 from pipelines.preflight.tracking_server import check_tracking
-from pipelines.ranks import Node, Ranks, nodes_of_cluster, one_for_each_gpu, possible_ranks, scaling_for
 from pipelines.terminal import Terminal
+from pipelines.training.ranks import Node, Ranks, nodes_of_cluster, one_for_each_gpu, possible_ranks, scaling_for
 from vast.dataset_format import Manifest
 from vast.errors import UserError
 from vast.train.config import TrainConfig
@@ -97,7 +97,7 @@ def _machines(
         here = {"CPU": float(machine.cpus), "GPU": float(len(machine.gpus))}
         ranks, _ = _ranks(wanted.config, request.ranks, [here], findings)
         return [machine], ranks, 0.0
-    from pipelines.launch import connect
+    from pipelines.training.launch import connect
 
     try:
         connect(address)

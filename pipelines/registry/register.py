@@ -19,7 +19,7 @@ import imageio_ffmpeg
 
 from pipelines import tracking
 from pipelines.config import absolute
-from pipelines.eval_report import EVALUATION
+from pipelines.evaluation.report import EVALUATION
 from pipelines.find_model import FoundModel, find_model
 from pipelines.predict.predictor import Predictor
 from pipelines.registry import served_model

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.eval_report import CONFUSIONS, EVALUATION, PER_CLASS, PREDICTIONS
+from pipelines.evaluation.report import CONFUSIONS, EVALUATION, PER_CLASS, PREDICTIONS
 from pipelines.report.charts.bars import bars
 from pipelines.report.charts.lines import Line, line_chart
 from pipelines.report.charts.matrix import MOST_CLASSES, confusion_chart

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from pipelines.history import read_history
+from pipelines.training.history import read_history
 
 
 @dataclass(frozen=True)

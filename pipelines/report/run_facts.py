@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from pipelines.find_model import place_of_model
-from pipelines.launch import Finished, read_result
 from pipelines.report.evaluation import EvaluationFacts, read_evaluation
 from pipelines.report.figures import Figures, kept_figures
 from pipelines.report.tracked import Tracked, evaluations_of, tracked_figures, tracked_run
 from pipelines.tracking import RunRef
-from pipelines.training_run import RUN
+from pipelines.training.launch import Finished, read_result
+from pipelines.training.training_run import RUN
 from vast.dataset_format import Manifest, read_manifest
 from vast.errors import ObjectMissing, StoreError, UserError
 from vast.models.cost import count_macs, count_params

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from pipelines import tracking
 from pipelines.config import absolute
-from pipelines.eval_report import EVALUATION
-from pipelines.launch import RESULT
+from pipelines.evaluation.report import EVALUATION
 from pipelines.report.campaign_page import campaign_lede, campaign_sections
 from pipelines.report.evaluation import evaluation_sections, read_evaluation
 from pipelines.report.page import Html, document
@@ -15,7 +14,8 @@ from pipelines.report.run_page import run_lede, run_name, run_sections
 from pipelines.report.words import percent
 from pipelines.search.record import CAMPAIGN, TRIAL, read_campaign
 from pipelines.tracking import RunRef
-from pipelines.training_run import RUN
+from pipelines.training.launch import RESULT
+from pipelines.training.training_run import RUN
 from vast import __version__
 from vast.errors import UserError
 from vast.storage import open_store

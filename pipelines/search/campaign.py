@@ -19,8 +19,6 @@ import yaml
 
 from pipelines import tracking
 from pipelines.config import absolute
-from pipelines.launch import connect
-from pipelines.ray_storage import patiently
 from pipelines.search.config import SearchConfig, resolve_search, trial_config
 from pipelines.search.credentials import keep_credentials_here
 from pipelines.search.pictures import campaign_pictures
@@ -41,7 +39,9 @@ from pipelines.search.runs import check_tracking, create_campaign_run, end_trial
 from pipelines.stopping import Interrupted, StopSignals
 from pipelines.terminal import Bar, Terminal
 from pipelines.tracking import MlflowTracker
-from pipelines.training_run import NOTE
+from pipelines.training.launch import connect
+from pipelines.training.ray_storage import patiently
+from pipelines.training.training_run import NOTE
 from vast.data.order import steps_per_epoch
 from vast.dataset_format import read_manifest
 from vast.errors import ObjectMissing, UserError
@@ -245,9 +245,9 @@ class _Driver:
         from ray import tune
         from ray.tune.search.basic_variant import BasicVariantGenerator
 
-        from pipelines.ray_storage import storage_for
         from pipelines.search.trial import Leg, run_trial
         from pipelines.search.tune_side import AsTheDriverSays, StopEverything
+        from pipelines.training.ray_storage import storage_for
 
         left = [trial for trial in self.waiting() if self._epochs(trial) < end or end == self.base.optim.epochs]
         if not left:

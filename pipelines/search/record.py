@@ -7,7 +7,7 @@ told.json                     its pictures and its summary are in MLflow; absent
 trials/0003/trial.json        what was drawn for a trial; written before it starts, so no point is drawn twice
 trials/0003/progress.json     its reports, exploits and MLflow run; written by the trial before anyone acts on them
 trials/0003/ended.json        how it ended; absent while it may go on
-trials/0003/history/          what it logged, as of any run (pipelines.history)
+trials/0003/history/          what it logged, as of any run (pipelines.training.history)
 trials/0003/step-*/           its checkpoints, as those of any run
 trials/0003/model/            its published model, once finished
 

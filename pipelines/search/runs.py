@@ -7,7 +7,7 @@ from pipelines import tracking
 from pipelines.search.config import SearchConfig, trial_config
 from pipelines.search.record import CampaignRecord, TrialRecord, trial_url
 from pipelines.tracking import RunRef
-from pipelines.training_run import log_splits
+from pipelines.training.training_run import log_splits
 from vast.dataset_format import read_manifest
 from vast.errors import UserError
 from vast.train.config import TrainConfig

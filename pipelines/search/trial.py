@@ -23,10 +23,7 @@ import torch.distributed
 from ray import tune
 
 from pipelines import tracking
-from pipelines.history import HistoryKeeper
-from pipelines.live_figures import LiveFigures
 from pipelines.network import VARIABLE, interface_of
-from pipelines.ray_storage import patiently, storage_for
 from pipelines.search.config import SearchConfig, trial_config
 from pipelines.search.record import (
     ENDED,
@@ -44,10 +41,13 @@ from pipelines.search.record import (
 from pipelines.search.rules import Takeover
 from pipelines.search.runs import create_trial_run
 from pipelines.search.space import Point, active, base_point, grid, random_point
-from pipelines.supervise import PEER_LOST
 from pipelines.tracking import MlflowTracker, RunRef
-from pipelines.uploads import TornCheckpointError, get_checkpoint, put_checkpoint
-from pipelines.worker import NoTracker, publish
+from pipelines.training.history import HistoryKeeper
+from pipelines.training.live_figures import LiveFigures
+from pipelines.training.ray_storage import patiently, storage_for
+from pipelines.training.supervise import PEER_LOST
+from pipelines.training.uploads import TornCheckpointError, get_checkpoint, put_checkpoint
+from pipelines.training.worker import NoTracker, publish
 from vast.errors import ObjectMissing, StoreError, UserError
 from vast.storage import join_url, open_store
 from vast.train.config import TrainConfig

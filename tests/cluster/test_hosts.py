@@ -12,7 +12,7 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from pipelines.history import read_history
+from pipelines.training.history import read_history
 from tests.cluster.hosts import Cluster, Host, cluster, why_not
 from tests.integration.kill_training import published_hash
 from tests.integration.test_kill_training import config_for, whole_hash

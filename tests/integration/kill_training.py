@@ -50,10 +50,10 @@ def drive(config: TrainConfig, output: str, ranks: str, cpus: int) -> None:
     """One driver: what `vast pretrain` does, on a local Ray with as many CPUs as asked for."""
     import ray
 
-    from pipelines.launch import train
-    from pipelines.ranks import Ranks
     from pipelines.stopping import Interrupted
     from pipelines.terminal import Terminal
+    from pipelines.training.launch import train
+    from pipelines.training.ranks import Ranks
 
     if cpus:
         os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.5"

@@ -14,8 +14,8 @@ import torch
 from mlflow import MlflowClient
 
 from pipelines import cli
-from pipelines.eval_parts import EvalJob
-from pipelines.eval_ranks import score_here, score_on_ray
+from pipelines.evaluation.parts import EvalJob
+from pipelines.evaluation.ranks import score_here, score_on_ray
 from vast.data.config import DataConfig
 from vast.models.variants import ModelConfig, create_model
 from vast.sample_index import read_index
@@ -100,7 +100,7 @@ class Lethal(torch.nn.Module):
 def test_a_part_that_kills_every_rank_ends_the_evaluation_with_its_name(ray_local, job, monkeypatch):
     import ray.cloudpickle
 
-    monkeypatch.setattr("pipelines.eval_ranks.MAX_LOSSES", 1)
+    monkeypatch.setattr("pipelines.evaluation.ranks.MAX_LOSSES", 1)
     ray.cloudpickle.register_pickle_by_value(__import__(__name__, fromlist=["Lethal"]))
     scaling = {"num_workers": 1, "resources_per_worker": {"CPU": 1}}
     with pytest.raises(RuntimeError, match=r"ranks were lost 1 times over samples 0\.\.1 of train"):

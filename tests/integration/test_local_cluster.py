@@ -140,7 +140,8 @@ def test_training_across_both_nodes_leaves_no_secret_and_listens_on_the_loopback
         f"vast pretrain finetune_ssv2_vast_ti_8f {SMALL} --ranks 2",
         f"vast search demo_search {SMALL} search.num_trials=2",
         "vast evaluate RUN --data s3://vast/ssv2",
-        "vast predict RUN raw/20bn-something-something-v2 --json",
+        # the largest: some of the generated files are empty, as in the published set
+        'vast predict RUN "$(ls -S raw/20bn-something-something-v2/*.webm | head -1)" --json',
         "vast report RUN --out report.html",
     ]
     mistakes = {

@@ -8,8 +8,8 @@ SCRIPT = textwrap.dedent(
     """
     import signal, threading, time
     import psutil, ray
-    from pipelines.fit import Raylet, _answer
-    from pipelines.supervise import SessionLost
+    from pipelines.training.fit import Raylet, _answer
+    from pipelines.training.supervise import SessionLost
 
     ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 << 20)
 

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 
 from pipelines import cli
 from pipelines.config import resolve
-from pipelines.eval_report import EVALUATION
+from pipelines.evaluation.report import EVALUATION
 from pipelines.find_model import find_model
 from pipelines.predict.predictor import Predictor
 from pipelines.registry.register import register

@@ -16,7 +16,7 @@ from mlflow.entities import Run
 from safetensors.torch import load_file
 
 from pipelines import cli
-from pipelines.history import read_history
+from pipelines.training.history import read_history
 from tests.conftest import start_mlflow
 from tests.integration.kill_training import LIMIT_S, Driver, pause, published_hash
 from tests.integration.test_kill_training import config_for, whole_hash, whole_weights

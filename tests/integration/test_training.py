@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 from pipelines import cli
-from pipelines.history import read_history
+from pipelines.training.history import read_history
 from vast.data.dataset import ShardDataset
 
 TINY = ["data.num_frames=4", "data.crop_size=32", "data.eval_short_side=32", "optim.global_batch=8"]

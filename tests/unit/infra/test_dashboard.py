@@ -8,7 +8,7 @@ import promql_parser
 import pytest
 import yaml
 
-from pipelines import live_figures
+from pipelines.training import live_figures
 
 ROOT = Path(__file__).parents[3]
 INFRA = ROOT / "infra"

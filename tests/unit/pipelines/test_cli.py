@@ -50,7 +50,7 @@ def test_errors_become_exit_codes(monkeypatch, capfd, error, code):
     def fail(args, terminal):
         raise error
 
-    monkeypatch.setattr(cli, "_recipes", fail)
+    monkeypatch.setattr("pipelines.commands.planning._recipes", fail)
     found, _, err = run(capfd, "recipes")
     assert found == code
     assert str(error) in err
@@ -63,9 +63,10 @@ def in_a_process(tmp_path, body):
     code = f"""
 import subprocess, sys
 from pipelines import cli
+from pipelines.commands import planning
 def body(args, terminal):
 {textwrap.indent(textwrap.dedent(body), "    ")}
-cli._recipes = body
+planning._recipes = body
 sys.exit(cli.main(["--log", {str(log)!r}, "recipes"]))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)

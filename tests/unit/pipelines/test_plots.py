@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from pipelines.history import STEP_PARTS, History
 from pipelines.plots import (
     class_histogram,
     confusion_matrix,
@@ -22,6 +21,7 @@ from pipelines.plots import (
 )
 from pipelines.plots.curves import smoothed
 from pipelines.plots.style import EXTREME_CLASSES, MOST_NAMED_CLASSES
+from pipelines.training.history import STEP_PARTS, History
 from preprocessing.sheet import draw_sheet
 from vast.dataset_format import read_manifest
 from vast.sample_index import read_index

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from pipelines import tracking
-from pipelines.launch import Finished
+from pipelines.training.launch import Finished
 from tests.unit.pipelines.report.read_page import EVIL
 from vast.dataset_format import read_manifest
 from vast.storage import open_store

@@ -7,10 +7,10 @@ from unittest.mock import Mock
 import pytest
 
 from pipelines import cli, tracking
-from pipelines.history import HistoryKeeper
 from pipelines.report.run_facts import default_settings, gather
 from pipelines.report.write import write_report
 from pipelines.tracking import RunRef
+from pipelines.training.history import HistoryKeeper
 from tests.unit.pipelines.report.read_page import EVIL, Page
 from tests.unit.pipelines.report.runs import make_evaluation, make_run
 from vast.dataset_format import read_manifest

@@ -1,7 +1,7 @@
 """What an evaluation leaves for people and programs: tables, a picture, and one JSON file that says what was measured.
 
 evaluation.json       written last: its presence means that the rest is complete
-predictions.parquet   one row a sample, see pipelines.eval_parts
+predictions.parquet   one row a sample, see pipelines.evaluation.parts
 per_class.csv         one line a class
 confusions.csv        one line for each pair of classes that was confused, the most frequent first
 confusion_matrix.png, most_confused.png, per_class_accuracy.png

@@ -13,17 +13,17 @@ from ray._private.worker import global_worker
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.elastic import EqualSharesTrainer
-from pipelines.live_figures import restarts_gauge
 from pipelines.network import GlooOnRaysInterface
-from pipelines.preemption import SigtermIsANotice
-from pipelines.ranks import Ranks, possible_ranks
-from pipelines.ray_storage import storage_for
 from pipelines.stopping import Interrupted, StopSignals
-from pipelines.supervise import RanksMoved, SessionLost
 from pipelines.terminal import Bar, Terminal
 from pipelines.tracking import RunRef
-from pipelines.worker import SCORE, Job, ProgressBoard, train_rank
+from pipelines.training.elastic import EqualSharesTrainer
+from pipelines.training.live_figures import restarts_gauge
+from pipelines.training.preemption import SigtermIsANotice
+from pipelines.training.ranks import Ranks, possible_ranks
+from pipelines.training.ray_storage import storage_for
+from pipelines.training.supervise import RanksMoved, SessionLost
+from pipelines.training.worker import SCORE, Job, ProgressBoard, train_rank
 from vast.storage import join_url
 from vast.train.config import TrainConfig
 

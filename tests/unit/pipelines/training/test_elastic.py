@@ -1,7 +1,7 @@
 import pytest
 from ray.train import ScalingConfig
 
-from pipelines.elastic import _EqualShares
+from pipelines.training.elastic import _EqualShares
 
 
 @pytest.mark.parametrize(("room", "taken"), [(0, 0), (1, 0), (2, 2), (3, 2), (5, 4), (7, 6), (9, 6)])

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from pipelines.history import HistoryKeeper, read_history
+from pipelines.training.history import HistoryKeeper, read_history
 from vast.errors import StoreError
 from vast.storage import open_store
 
@@ -42,7 +42,7 @@ def test_what_is_logged_up_to_a_save_is_read_back_and_passed_on(tmp_path):
 
 def test_steps_that_are_done_again_count_once_and_the_last_wins(tmp_path, monkeypatch):
     clock = iter([1.0, 2.0, 3.0, 4.0])
-    monkeypatch.setattr("pipelines.history.time.time", lambda: next(clock))
+    monkeypatch.setattr("pipelines.training.history.time.time", lambda: next(clock))
     first = HistoryKeeper(str(tmp_path), Heard())
     first.log(10, {"time/step_s": 1.0})
     first.log(20, {"time/step_s": 2.0})

@@ -1,8 +1,8 @@
 import time
 
-from pipelines import live_figures
-from pipelines.live_figures import LiveFigures
-from pipelines.worker import NoTracker
+from pipelines.training import live_figures
+from pipelines.training.live_figures import LiveFigures
+from pipelines.training.worker import NoTracker
 
 
 class Shown:

@@ -22,12 +22,12 @@ import ray.train.torch
 import torch
 from ray.train import CheckpointConsistencyMode, CheckpointUploadMode
 
-from pipelines.history import HistoryKeeper
-from pipelines.live_figures import LiveFigures
-from pipelines.preemption import rank_is_told_to_go
 from pipelines.system_metrics import SystemMetrics
 from pipelines.tracking import MlflowTracker, RunRef
-from pipelines.uploads import TornCheckpointError, Uploads, get_checkpoint
+from pipelines.training.history import HistoryKeeper
+from pipelines.training.live_figures import LiveFigures
+from pipelines.training.preemption import rank_is_told_to_go
+from pipelines.training.uploads import TornCheckpointError, Uploads, get_checkpoint
 from vast.errors import UserError
 from vast.storage import join_url, open_store
 from vast.train.checkpoint import save_model

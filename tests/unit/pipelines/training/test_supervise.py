@@ -3,7 +3,7 @@ import ray.exceptions
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 
-from pipelines.supervise import MAX_FUTILE, RanksMoved, RunFailed, SessionLost, supervise
+from pipelines.training.supervise import MAX_FUTILE, RanksMoved, RunFailed, SessionLost, supervise
 from vast.errors import StoreError, UserError
 
 DEATH = ray.exceptions.ActorDiedError()

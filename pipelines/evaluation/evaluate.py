@@ -17,15 +17,15 @@ from pydantic import ValidationError
 
 from pipelines import plots, tracking
 from pipelines.config import absolute
-from pipelines.eval_checks import LeakCheck, check_data, check_leaks
-from pipelines.eval_parts import PART, EvalJob, join_parts, part_key, read_predictions
-from pipelines.eval_ranks import OnSamples, score_here, score_on_ray
-from pipelines.eval_report import EVALUATION, PREDICTIONS, Report
+from pipelines.evaluation.checks import LeakCheck, check_data, check_leaks
+from pipelines.evaluation.parts import PART, EvalJob, join_parts, part_key, read_predictions
+from pipelines.evaluation.ranks import OnSamples, score_here, score_on_ray
+from pipelines.evaluation.report import EVALUATION, PREDICTIONS, Report
 from pipelines.find_model import FoundModel, find_model
-from pipelines.launch import connect
-from pipelines.ranks import Ranks, nodes_of_cluster, scaling_for
 from pipelines.terminal import Terminal
 from pipelines.tracking import RunRef
+from pipelines.training.launch import connect
+from pipelines.training.ranks import Ranks, nodes_of_cluster, scaling_for
 from vast import __version__
 from vast.data.protocols import FUSION, EvalProtocol, resolve_protocol
 from vast.dataset_format import Manifest, read_manifest
@@ -56,7 +56,7 @@ class EvaluateRequest:
     ranks: int = 0
     """0: one a GPU, or one."""
     address: str | None = None
-    """Ray cluster; see `pipelines.launch.connect`."""
+    """Ray cluster; see `pipelines.training.launch.connect`."""
     out: str = ""
     """Folder or URL of the results; empty: under `evaluations`, named after what is evaluated."""
     allow_leaks: bool = False

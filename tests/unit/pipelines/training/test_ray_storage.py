@@ -6,8 +6,8 @@ from unittest import mock
 import pyarrow.fs as pafs
 import pytest
 
-from pipelines import ray_storage
-from pipelines.ray_storage import patiently, storage_for
+from pipelines.training import ray_storage
+from pipelines.training.ray_storage import patiently, storage_for
 from vast.errors import ObjectDamaged, ObjectMissing, StoreError
 from vast.storage import LocalStore
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from pipelines import tracking
-from pipelines.history import STEP_PARTS, History
 from pipelines.tracking import RunRef
+from pipelines.training.history import STEP_PARTS, History
 from vast.dataset_format import Manifest, read_manifest
 from vast.errors import ObjectMissing, StoreError, UserError
 from vast.storage import join_url, open_store

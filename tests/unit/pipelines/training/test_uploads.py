@@ -6,8 +6,8 @@ from unittest import mock
 
 import pytest
 
-from pipelines import uploads
-from pipelines.uploads import MARKER, MAX_BEHIND, TornCheckpointError, Uploads, get_checkpoint, put_checkpoint
+from pipelines.training import uploads
+from pipelines.training.uploads import MARKER, MAX_BEHIND, TornCheckpointError, Uploads, get_checkpoint, put_checkpoint
 from vast.errors import StoreError
 from vast.storage import LocalStore
 

@@ -16,9 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
 
-from pipelines import eval_ranks, evaluate, tracking
-from pipelines.eval_parts import EvalJob, join_parts, part_key
-from pipelines.evaluate import EvaluateRequest
+from pipelines import tracking
+from pipelines.evaluation import evaluate, ranks
+from pipelines.evaluation.evaluate import EvaluateRequest
+from pipelines.evaluation.parts import EvalJob, join_parts, part_key
 from pipelines.find_model import find_model
 from pipelines.terminal import Terminal
 from vast.data.config import DataConfig
@@ -44,7 +45,7 @@ def store_uri(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch, tmp_path):
     threads = torch.get_num_threads()
-    monkeypatch.setattr(eval_ranks.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(ranks.os, "cpu_count", lambda: 1)
     monkeypatch.chdir(tmp_path)
     yield
     torch.set_num_threads(threads)
@@ -189,7 +190,7 @@ def test_an_interrupted_evaluation_continues_where_it_stood(tiny, ssv2_shards, t
     scored = []
 
     def breaking(job, model, numbers, on_samples):
-        for number, table in eval_ranks.score_here(job, model, numbers, on_samples):
+        for number, table in ranks.score_here(job, model, numbers, on_samples):
             if len(scored) == 2:
                 raise KeyboardInterrupt
             scored.append(number)

@@ -1,6 +1,6 @@
 import pytest
 
-from pipelines.ranks import Ranks, possible_ranks, scaling_for
+from pipelines.training.ranks import Ranks, possible_ranks, scaling_for
 from vast.errors import UserError
 from vast.train.config import TrainConfig
 

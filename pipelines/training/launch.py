@@ -14,12 +14,12 @@ import yaml
 
 from pipelines import plots, tracking
 from pipelines.config import absolute
-from pipelines.history import History, read_history
-from pipelines.ranks import Ranks, nodes_of_cluster, one_for_each_gpu, possible_ranks, scaling_for
 from pipelines.stopping import StopSignals
 from pipelines.terminal import Terminal
 from pipelines.tracking import RunRef
-from pipelines.training_run import NOTE, finished_note, open_run
+from pipelines.training.history import History, read_history
+from pipelines.training.ranks import Ranks, nodes_of_cluster, one_for_each_gpu, possible_ranks, scaling_for
+from pipelines.training.training_run import NOTE, finished_note, open_run
 from vast.errors import ObjectMissing, UserError
 from vast.storage import join_url, open_store
 from vast.train.checkpoint import ModelCard
@@ -159,8 +159,8 @@ def _fit(
     """Train to the end, whatever fails on the way; returns what rank 0 returned."""
     import ray
 
-    from pipelines.fit import Fit, session_lives
-    from pipelines.supervise import supervise
+    from pipelines.training.fit import Fit, session_lives
+    from pipelines.training.supervise import supervise
 
     # of the cluster as it is now: a node that is lost later is waited for
     nodes = nodes_of_cluster()

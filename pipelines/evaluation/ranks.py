@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pipelines.eval_parts import EvalJob, score_parts
+from pipelines.evaluation.parts import EvalJob, score_parts
 from vast.errors import StoreError, UserError
 
 # So often may a rank be lost over the same part before the evaluation gives up.
@@ -46,7 +46,7 @@ def score_on_ray(
         numbers: Parts to score.
         on_samples: Told after each part how many samples it had.
         on_note: Told of each rank that was lost.
-        scaling: How many ranks, and what each needs; see `pipelines.ranks.scaling_for`.
+        scaling: How many ranks, and what each needs; see `pipelines.training.ranks.scaling_for`.
 
     Raises:
         UserError: A rank found a mistake.

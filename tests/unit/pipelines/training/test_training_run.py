@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from pipelines import training_run
-from pipelines.history import History
 from pipelines.tracking import PARENT_TAG, RunRef
-from pipelines.training_run import NOTE, finished_note, open_run, read_run
+from pipelines.training import training_run
+from pipelines.training.history import History
+from pipelines.training.training_run import NOTE, finished_note, open_run, read_run
 from vast.dataset_format import read_manifest
 from vast.train.config import TrainConfig
 from vast.train.metrics import Predictions, score
