@@ -53,7 +53,7 @@ def measure(folder: Path, rounds: int, epochs: int) -> dict[str, Any]:
     from pipelines.plan.work import work_of
     from vast.train.config import TrainConfig
 
-    tree = make_config(folder, epochs)
+    tree = make_config(folder, epochs, num_train=64, global_batch=8)
     config = TrainConfig.model_validate(tree)
     work = work_of(config, samples=64)
     steps: dict[int, list[dict[str, float]]] = {ranks: [] for ranks in RANKS}

@@ -1,7 +1,10 @@
 """What the whole stack costs a training step: Ray Train, tracking and checkpoints against bare torchrun DDP.
 
-    python benchmarks/train_overhead.py            5 rounds of 240 steps a side: about six minutes on two cores
-    python benchmarks/train_overhead.py --quick    2 rounds of 80 steps, about two minutes
+    python benchmarks/train_overhead.py            5 rounds of 120 steps a side: about ten minutes on two cores
+    python benchmarks/train_overhead.py --quick    2 rounds of 40 steps, about two minutes
+
+A step of either side is 32 clips, about half a second here, as long as a step of a GPU with its usual batch;
+`overhead_ms` is what the stack adds to it, for steps of other lengths.
 
 By default ranks take half the cores. What Ray runs on every machine besides them (daemons, and actors of Ray Train that
 wake a hundred times a second each) takes about a tenth of a core whatever the ranks do: little beside a training node's
@@ -52,7 +55,7 @@ def main() -> None:
 
 def measure(folder: Path, num_ranks: int, num_rounds: int, epochs: int) -> dict[str, Any]:
     """All figures, from rounds in which each side trains once."""
-    config = make_config(folder, epochs)
+    config = make_config(folder, epochs, num_train=128, global_batch=32)
     found: dict[str, list[dict[str, Any]]] = {"bare": [], "stack": []}
     for number in range(num_rounds):
         for side in ("bare", "stack") if number % 2 else ("stack", "bare"):
@@ -62,10 +65,12 @@ def measure(folder: Path, num_ranks: int, num_rounds: int, epochs: int) -> dict[
             found[side].append(run(side, turn, num_ranks))
             told = found[side][-1]
             print(f"{side:5}  {told['step_s'] * 1e3:7.1f} ms a step; first step after {told['first_step_s']:.1f} s")
-    ratios = [stack["step_s"] / bare["step_s"] for bare, stack in zip(found["bare"], found["stack"], strict=True)]
+    steps = [(bare["step_s"], stack["step_s"]) for bare, stack in zip(found["bare"], found["stack"], strict=True)]
+    ratios = [stack_s / bare_s for bare_s, stack_s in steps]
     return {
         "ratio": round(statistics.median(ratios), 4),
         "ratios": [round(ratio, 4) for ratio in ratios],
+        "overhead_ms": round(1e3 * statistics.median(stack_s - bare_s for bare_s, stack_s in steps), 2),
         "bare_step_s": _median(found["bare"], "step_s"),
         "stack_step_s": _median(found["stack"], "step_s"),
         "bare_first_step_s": _median(found["bare"], "first_step_s"),
@@ -81,14 +86,14 @@ def _median(entries: list[dict[str, Any]], name: str) -> float:
     return round(statistics.median(entry[name] for entry in entries), 4)
 
 
-def make_config(folder: Path, epochs: int) -> dict[str, Any]:
-    """A data set of 64 generated clips and a run of eight steps an epoch on it."""
+def make_config(folder: Path, epochs: int, num_train: int, global_batch: int) -> dict[str, Any]:
+    """A data set of generated clips and a run on it."""
     from preprocessing.build import build_dataset
     from preprocessing.ssv2 import read_ssv2
     from preprocessing.synth import synth_ssv2
     from preprocessing.transcode import TranscodeSettings
 
-    made = synth_ssv2(folder / "raw", num_train=64, num_val=8, seed=3, num_workers=1)
+    made = synth_ssv2(folder / "raw", num_train=num_train, num_val=8, seed=3, num_workers=1)
     annotations = read_ssv2(made.annotations, made.videos)
     url = str(folder / "shards")
     build_dataset(url, annotations, TranscodeSettings(short_side=64), samples_per_shard=32, num_workers=0)
@@ -96,7 +101,7 @@ def make_config(folder: Path, epochs: int) -> dict[str, Any]:
         "name": "overhead",
         "model": {"name": "vast_micro"},
         "data": {"url": url, "num_frames": 8, "crop_size": 64, "eval_short_side": 64, "num_readers": 0},
-        "optim": {"epochs": epochs, "global_batch": 8},
+        "optim": {"epochs": epochs, "global_batch": global_batch},
         "eval": {"every_epochs": epochs},
         "checkpoint": {"every_epochs": epochs, "every_steps": 40},
         "log_every_steps": 10,

@@ -30,7 +30,13 @@ class RayNodes:
     folder: Path
     environment: dict[str, str]
     """Of every node, and of whoever uses them."""
+    with_dashboard: bool = False
+    """Whether the head takes jobs, which its dashboard does."""
     port: int = 0
+    dashboard: int = 0
+    """Its port, if there is one."""
+    metrics: list[int] = field(default_factory=list)
+    """Ports at which Prometheus would ask each node."""
     nodes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -55,8 +61,13 @@ class RayNodes:
         if self.nodes:
             command += [f"--address={self.address}"]
         else:
-            (self.port,) = free_ports(1)
-            command += ["--head", f"--port={self.port}", "--include-dashboard=false"]
+            self.port, dashboard, client = free_ports(3)
+            command += ["--head", f"--port={self.port}", f"--ray-client-server-port={client}"]
+            if self.with_dashboard:
+                self.dashboard = dashboard
+                command += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"]
+            else:
+                command += ["--include-dashboard=false"]
         log = self.folder / f"node-{len(self.nodes)}.log"
         with log.open("wb") as file:
             # not in a folder of the sources: a node finds the package where it is installed
@@ -64,6 +75,7 @@ class RayNodes:
                 command, env={**self.environment, **environment}, cwd=self.folder, stdout=file, stderr=file
             )
         self.nodes.append(node)
+        self.metrics.append(metrics)
         deadline = time.monotonic() + START_LIMIT_S
         while b"Ray runtime started" not in log.read_bytes():
             assert node.poll() is None, log.read_text()

@@ -7,7 +7,6 @@ import re
 import secrets
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -18,11 +17,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 
 from pipelines import cli
+from tests.integration.ray_nodes import RayNodes
 from vast.errors import UserError
 from vast.storage import open_store
 
@@ -31,71 +30,20 @@ INFRA = ROOT / "infra"
 BIN = Path(sys.executable).parent
 SMALL = ["data.num_frames=4", "data.crop_size=32", "data.eval_short_side=32", "data.num_readers=0"]
 SMALL += ["optim.global_batch=8", "log_every_steps=5"]
-START_LIMIT_S, JOB_LIMIT_S = 120.0, 300.0
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
+JOB_LIMIT_S = 300.0
 
 
 # --- rendered jobs on a cluster ---------------------------------------------------------------------------------------
 
 
 @dataclass
-class Cluster:
-    """A head without CPUs, as in the manifests, and workers with one each; ordinary processes of this machine."""
+class Cluster(RayNodes):
+    """A head without CPUs, as in the manifests, and workers with one each."""
 
-    folder: Path
-    environment: dict[str, str]
-    port: int = 0
-    dashboard: int = 0
-    metrics: list[int] = field(default_factory=list)
-    nodes: list[subprocess.Popen] = field(default_factory=list)
+    with_dashboard: bool = True
     seen: set[str] = field(default_factory=set)
     """Names of metrics that some scrape has found."""
     values: dict[str, float] = field(default_factory=dict)
-
-    def start_node(self) -> None:
-        own_metrics, agent, grpc, runtime = free_ports(4)
-        head = not self.nodes
-        words = [BIN / "ray", "start", "--block", "--node-ip-address=127.0.0.1", "--object-store-memory=100000000"]
-        words += [f"--metrics-export-port={own_metrics}", f"--dashboard-agent-listen-port={agent}"]
-        words += [f"--dashboard-agent-grpc-port={grpc}", f"--runtime-env-agent-port={runtime}"]
-        first = 30000 + 700 * len(self.nodes)
-        words += [f"--min-worker-port={first}", f"--max-worker-port={first + 699}", "--disable-usage-stats"]
-        if head:
-            self.port, self.dashboard = free_ports(2)
-            words += ["--head", f"--port={self.port}", "--num-cpus=0", "--dashboard-host=127.0.0.1"]
-            words += [f"--dashboard-port={self.dashboard}", "--ray-client-server-port", str(free_ports(1)[0])]
-        else:
-            words += [f"--address=127.0.0.1:{self.port}", "--num-cpus=1"]
-        log = self.folder / f"node-{len(self.nodes)}.log"
-        with log.open("wb") as file:
-            node = subprocess.Popen(
-                list(map(str, words)), env=self.environment, cwd=self.folder, stdout=file, stderr=file
-            )
-        self.nodes.append(node)
-        self.metrics.append(own_metrics)
-
-    def wait_for_node(self, number: int) -> None:
-        node, log = self.nodes[number], self.folder / f"node-{number}.log"
-        deadline = time.monotonic() + START_LIMIT_S
-        while b"Ray runtime started" not in log.read_bytes():
-            assert node.poll() is None, log.read_text()
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.2)
-
-    def stop(self) -> None:
-        for node in reversed(self.nodes):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for process in [*psutil.Process(node.pid).children(recursive=True), node]:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        process.kill()
-            node.wait(timeout=30)
 
     def ray(self, *words: str, timeout_s: float = JOB_LIMIT_S) -> "subprocess.CompletedProcess[str]":
         address = ["--address", f"http://127.0.0.1:{self.dashboard}"]
@@ -149,9 +97,7 @@ class Cluster:
 def cluster(s3_server, tmp_path_factory) -> Iterator[Cluster]:
     folder = tmp_path_factory.mktemp("cluster")
     temporary = tempfile.mkdtemp(prefix="vast-")  # short, for Ray's sockets
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "AWS_", "MLFLOW_"))}
     environment = {
-        **kept,
         **s3_server.environment,
         **s3_server.others["writer"],  # who may do what the bucket's policy gives, and no more
         "PATH": f"{BIN}:{os.environ['PATH']}",
@@ -160,8 +106,6 @@ def cluster(s3_server, tmp_path_factory) -> Iterator[Cluster]:
         "VAST_SPOOL": str(folder / "spool"),
         # where a job looks for its cluster: not among other clusters of this machine
         "RAY_TMPDIR": str(temporary),
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
         "RAY_metrics_report_interval_ms": "1000",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     }
@@ -170,9 +114,8 @@ def cluster(s3_server, tmp_path_factory) -> Iterator[Cluster]:
     done = threading.Event()
     watcher = threading.Thread(target=made.watch, args=[done])
     try:
-        for number in range(3):  # one after the other: two that start at the same address disturb each other
-            made.start_node()
-            made.wait_for_node(number)
+        for cpus in (0, 1, 1):
+            made.start(cpus)
         watcher.start()
         yield made
     finally:

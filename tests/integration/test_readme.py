@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 import shlex
 import subprocess
 import sys
@@ -12,11 +11,11 @@ import time
 import urllib.request
 from pathlib import Path
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 
 from pipelines import cli, tracking
+from tests.integration.ray_nodes import RayNodes
 from tests.integration.test_listening import listening
 from vast.storage import open_store
 
@@ -183,42 +182,24 @@ def check_mlflow(client):
 
 
 @pytest.fixture
-def cluster(s3_server, tmp_path, free_port):
-    """A Ray head node of its own, as `ray start` makes one; yields its address and the environment of its users."""
-    environment = {**os.environ, **s3_server.environment, "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
-    environment["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={free_port}"]
-    command += ["--node-ip-address=127.0.0.1", "--num-cpus=2", "--include-dashboard=false"]
-    # the head's own port must not lie in the range of its workers' ports
-    command += ["--object-store-memory=100000000", "--min-worker-port=30000", "--max-worker-port=30999"]
-    with open(tmp_path / "head.log", "wb") as log:
-        # not in a folder of the sources: a node finds the package where it is installed
-        head = subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=log, stderr=log)
+def cluster(s3_server, tmp_path):
+    nodes = RayNodes(tmp_path, dict(s3_server.environment))
     try:
-        deadline = time.monotonic() + 60
-        while b"Ray runtime started" not in (tmp_path / "head.log").read_bytes():
-            assert head.poll() is None, (tmp_path / "head.log").read_text()
-            assert time.monotonic() < deadline, "no Ray head node in a minute"
-            time.sleep(0.2)
-        yield f"127.0.0.1:{free_port}", environment
+        nodes.start(2)
+        yield nodes
     finally:
-        # asked politely, a head node takes half a minute to go
-        for process in [*psutil.Process(head.pid).children(recursive=True), head]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        head.wait(timeout=30)
+        nodes.stop()
 
 
 @pytest.mark.stack
 def test_the_cluster_commands(cluster, s3_server, mlflow_server, ssv2_shards, tmp_path):
-    address, environment = cluster
     bucket = s3_server.make_bucket()
     with s3_server.in_environment():
         store, source = open_store(f"s3://{bucket}/k400"), open_store(ssv2_shards)
         for key in source.list():
             store.put_bytes(key, source.get_bytes(key))
     lines = [line for line in COMMANDS if line.startswith("export ") or "--ranks" in line]
-    given = {"head.internal:6379": address, "http://mlflow.internal:5000": mlflow_server, "my-bucket": bucket}
+    given = {"head.internal:6379": cluster.address, "http://mlflow.internal:5000": mlflow_server, "my-bucket": bucket}
     given |= {"--ranks 16": "--ranks 2"}
     script = "\n".join(lines)
     for here, there in given.items():
@@ -228,7 +209,7 @@ def test_the_cluster_commands(cluster, s3_server, mlflow_server, ssv2_shards, tm
     script = re.sub(r"^vast (.*)$", rf"{program}\1 {small}", script, flags=re.MULTILINE)
     done = subprocess.run(
         ["bash", "-euc", script],
-        env=environment,
+        env=cluster.environment,
         cwd=tmp_path,
         capture_output=True,
         text=True,
