@@ -172,8 +172,8 @@ def readers_in_words(plan: Plan, machine: Machine) -> str:
         return ""
     rate = (plan.micro_batch * plan.accumulation) / (plan.compute_s + plan.exposed_s)
     whom = "a rank" if plan.ranks == 1 else f"{plan.ranks} ranks"
-    need = f"{'needs' if plan.ranks == 1 else 'each need'} {math.ceil(plan.reader_cores)} reader cores"
-    said = f"{whom} at {rate:.1f} clips/s {need}"
+    need = f"{'needs' if plan.ranks == 1 else 'need'} {math.ceil(plan.reader_cores)} reader cores"
+    said = f"{whom} of {rate:.1f} clips/s {need}"
     if not machine.reader_cores_per_node:
         return said
     have = plan.nodes * machine.reader_cores_per_node

@@ -27,16 +27,16 @@ def check_outlook(
     machine, readers = _machine(config, work, machines, ranks, link_bytes_per_s, stated)
     plan = plan_for(work, machine, ranks)
     findings.add(memory_problems(work, machines, ranks))
+    findings.measured["memory_bytes_rank"] = plan.memory_bytes
+    if machine.clips_per_s.origin == "assumed" and not any(machine.gpus for machine in machines):
+        findings.say("readers", f"{work.steps} steps; how long they take on CPUs is not known: --clips-per-second says")
+        return plan
     findings.measured |= {
         "hours": plan.hours,
         "gpu_hours": plan.gpu_hours,
         "step_s": plan.step_s,
         "clips_per_s_rank": machine.clips_per_s.value,
-        "memory_bytes_rank": plan.memory_bytes,
     }
-    if machine.clips_per_s.origin == "assumed" and not any(machine.gpus for machine in machines):
-        findings.say("readers", f"{work.steps} steps; how long they take on CPUs is not known: --clips-per-second says")
-        return plan
     price = f", {plan.money:.0f} at {machine.price_per_gpu_hour:g} an hour" if machine.price_per_gpu_hour else ""
     findings.say(
         "readers",

@@ -130,6 +130,19 @@ class Cluster:
         """Put it back."""
         ip("link", "set", f"{host.name}u", "up")
 
+    def close_ports(self, host: Host) -> None:
+        """A firewall that lets in what Ray's documentation names, and no new connection to a port chosen by the system.
+
+        Needs nftables.
+        """
+        rule = 'iifname "eth0" tcp dport >= 32768 ct state new drop'
+        rules = f"table inet firewall {{ chain input {{ type filter hook input priority 0; {rule}; }}; }}"
+        subprocess.run(["ip", "netns", "exec", host.name, "nft", rules], check=True, timeout=30)
+
+    def open_ports(self, host: Host) -> None:
+        """Take it away."""
+        subprocess.run(["ip", "netns", "exec", host.name, "nft", "flush ruleset"], check=True, timeout=30)
+
     def drain(self, host: Host) -> None:
         """Tell Ray that the host will be taken away, as an autoscaler does for a spot machine."""
         ray = str(Path(sys.executable).parent / "ray")
@@ -163,6 +176,8 @@ class Cluster:
         ray = str(Path(sys.executable).parent / "ray")
         words = [ray, "start", "--block", f"--node-ip-address={host.address}", f"--num-cpus={host.cpus}"]
         words += [f"--object-store-memory={80 << 20}", "--disable-usage-stats"]
+        # below what the system hands out, as where a firewall stands between hosts; Ray chooses the others there itself
+        words += ["--node-manager-port=6380", "--object-manager-port=6381"]
         if host is self.hosts[0]:
             words += ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir=/tmp/{self.prefix}"]
         else:

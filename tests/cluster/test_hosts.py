@@ -1,6 +1,7 @@
 """Training across three hosts: one is killed, one is cut off and comes back; the weights are those of a single host."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,6 +124,37 @@ def test_a_run_leaves_a_host_that_is_drained_and_takes_another_that_joins(ssv2_s
     (tracked,) = client.search_runs([client.get_experiment_by_name("vast").experiment_id])
     points = client.get_metric_history(tracked.info.run_id, "train/loss")
     assert sorted(point.step for point in points) == logged.tolist()  # each once
+
+
+def test_check_finds_a_firewall_between_hosts(ssv2_shards: str, tmp_path: Path) -> None:
+    if reason := why_not() or ("" if shutil.which("nft") else "a firewall needs nftables"):
+        pytest.skip(reason)
+    words = [sys.executable, "-m", "pipelines.cli", "check", "demo_finetune_ssv2", f"data.url={ssv2_shards}", "--json"]
+    words += ["data.num_frames=4", "data.crop_size=32", "data.eval_short_side=32", "optim.global_batch=8"]
+    with cluster(tmp_path, [1, 1]) as made:
+
+        def links() -> list[str]:
+            done = subprocess.run(
+                ["ip", "netns", "exec", made.hosts[0].name, *words, "--ranks", "2", "--address", made.head_address],
+                env={**made.environment(), "MLFLOW_TRACKING_URI": f"sqlite:///{tmp_path}/mlflow.db"},
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=LIMIT_S,
+                check=False,
+            )
+            plain = json.loads(done.stdout)
+            problems = [one for one in plain["problems"] if one["area"] == "links"]
+            assert done.returncode == (1 if problems else 0), done.stdout
+            assert (plain["measured"].get("all_reduce_bytes_per_s", 0) > 0) is not bool(problems)
+            return [f"{one['found']}. {one['advice']}" for one in problems]
+
+        made.close_ports(made.hosts[0])  # where the ranks meet
+        (told,) = links()
+        assert "cannot sum over each other" in told
+        assert "Open all TCP ports between the nodes" in told
+        made.open_ports(made.hosts[0])
+        assert links() == []
 
 
 def test_a_stranger_without_the_token_is_not_let_in(hosts: Cluster) -> None:

@@ -17,7 +17,7 @@ def test_every_number_says_what_it_rests_on(capfd):
         "stated: a rank takes 150 clips/s (--clips-per-second)",
         "assumed: a node's network takes 100 Gbit/s",
         "cannot share optim.global_batch=256: 24 ranks",
-        "each need 86 reader cores, the nodes have 32: expect 37 % utilisation",
+        "need 86 reader cores, the nodes have 32: expect 37 % utilisation",
         "lower optim.max_micro_batch",
         "money",
     ):

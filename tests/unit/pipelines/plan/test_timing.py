@@ -90,7 +90,7 @@ def test_too_few_readers_are_waited_for_and_told():
     short = plan_for(WORK, starved, 8)
     assert short.step_s == pytest.approx(8 * 64 / 10 / 40)
     assert readers_in_words(short, starved) == (
-        "8 ranks at 99.9 clips/s each need 80 reader cores, the nodes have 40: expect 50 % utilisation"
+        "8 ranks of 99.9 clips/s need 80 reader cores, the nodes have 40: expect 50 % utilisation"
     )
     assert plan_for(replace(WORK, repeats=2), starved, 8).input_s == pytest.approx(0, abs=2e-3)
 

@@ -2,13 +2,11 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.plan.timing import Figure, Machine, plan_for
 from pipelines.plan.work import Work
 from pipelines.preflight.findings import Findings, Problem
 from pipelines.preflight.links import LinkFacts, link_problems
 from pipelines.preflight.machine import MachineFacts, Wanted, look, versions_here
 from pipelines.preflight.nodes import check_machines, version_problems
-from pipelines.preflight.outlook import memory_problems, reader_problems
 from pipelines.preflight.stores import StoreFacts, store_problem, try_reading, try_writing
 from pipelines.recipe_table import shipped_config
 
@@ -72,28 +70,6 @@ def test_what_is_too_small_is_told_of_the_node_that_has_it(tmp_path):
     ):
         assert part in told
     assert [problem.warning for problem in findings.problems] == [False, False, True]
-
-
-def test_a_rank_that_does_not_fit_is_told():
-    assert memory_problems(WORK, [NODE], ranks=2) == []
-    (problem,) = memory_problems(WORK, [replace(NODE, gpu_bytes=8 * 10**9)], ranks=1)
-    assert problem.found == "8.0 GB of GPU memory"
-    assert problem.expected == "16.0 GB or more"
-
-
-@pytest.mark.parametrize(("cores", "warning"), [(5, None), (4, None), (3, False)])
-def test_too_few_readers_say_how_many_would_do(cores, warning):
-    def figure(value):
-        return Figure(value, "stated", "")
-
-    machine = Machine(figure(100.0), 1, 1, figure(1e9), figure(1e9), figure(0.0), figure(25.0), cores)
-    found = reader_problems(CONFIG, plan_for(WORK, machine, 1), machine, cores)
-    assert [problem.warning for problem in found] == ([] if warning is None else [warning])
-    if found:
-        assert (
-            "a rank at 100.0 clips/s needs 4 reader cores, the nodes have 3: expect 75 % utilisation" in found[0].found
-        )
-        assert "data.num_readers=4" in found[0].advice
 
 
 def test_who_was_at_fault_stands_before_who_waited():
