@@ -38,7 +38,7 @@ from vast.models.affine_shift import affine_shift
 from vast.models.blocks import Block
 from vast.models.cost import count_macs
 from vast.models.kernels.mixing import AffineWeights, Mixing
-from vast.models.shift import ShiftGroup, copy_shifted, copy_unshifted
+from vast.models.shift import ShiftGroup
 from vast.models.variants import ModelConfig
 from vast.models.vast import init_weights
 
@@ -186,12 +186,27 @@ def naive_operator(
     return alpha[:, None, None, None] * s + beta.permute(0, 2, 3, 1).reshape(v.shape)
 
 
+def slice_copies(x: Tensor, groups: tuple[ShiftGroup, ...], backward: bool) -> Tensor:
+    """The shift or its transpose as one copy a group into an empty tensor, and zeros in one plane of each."""
+    out = torch.empty_like(x)
+    for start, stop, axis, offset in groups:
+        offset = -offset if backward else offset
+        piece, moved, last = x[..., start:stop], out[..., start:stop], x.shape[axis] - 1
+        moved.narrow(axis, max(offset, 0), last).copy_(piece.narrow(axis, max(-offset, 0), last))
+        moved.select(axis, 0 if offset > 0 else last).zero_()
+    out[..., groups[-1].stop :].copy_(x[..., groups[-1].stop :])
+    return out
+
+
 class OneFunction(torch.autograd.Function):
-    """The whole operator with a hand-written backward in separate torch calls: 8 + 14 memory passes."""
+    """The whole operator with a hand-written backward in separate torch calls: 8 + 14 memory passes.
+
+    It shares no code with the package, whose shift is faster.
+    """
 
     @staticmethod
     def forward(ctx, v, fc1, fc1_bias, fc2, fc2_bias, kernel, kernel_bias, groups, affine_input):  # noqa: D102
-        s = copy_shifted(v, groups, "zero")
+        s = slice_copies(v, groups, backward=False)
         u = v if affine_input == "v" else s
         mean = u.mean((1, 2, 3), dtype=torch.float32)
         before = F.linear(mean, fc1, fc1_bias)
@@ -214,13 +229,13 @@ class OneFunction(torch.autograd.Function):
             [True, True, True],
         )
         du = du.permute(0, 2, 3, 1).reshape(grad.shape)
-        from_s = copy_unshifted(grad, ctx.groups, "zero") if ctx.affine_input == "v" else grad
+        from_s = slice_copies(grad, ctx.groups, backward=True) if ctx.affine_input == "v" else grad
         d_out = (from_s * u).sum((1, 2, 3), dtype=torch.float32) * alpha * (1 - alpha)
         d_before = torch.ops.aten.gelu_backward(d_out @ fc2, before)
         d_mean = (d_before @ fc1 / u[0, ..., 0].numel()).to(grad.dtype)[:, None, None, None]
         du.addcmul_(from_s, alpha.to(grad.dtype)[:, None, None, None]).add_(d_mean)
         if ctx.affine_input == "s":
-            du = copy_unshifted(du, ctx.groups, "zero")
+            du = slice_copies(du, ctx.groups, backward=True)
         d_scale = (d_before.T @ mean, d_before.sum(0), d_out.T @ hidden, d_out.sum(0))
         return du, *d_scale, d_kernel.float(), d_kernel_bias.float(), None, None
 

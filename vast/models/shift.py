@@ -14,6 +14,7 @@ Dimensions: B clips · T frames · H rows · W columns · C channels.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
 
@@ -107,7 +108,9 @@ def plain_shift(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border 
     # One split: autograd adds up a full-size tensor of zeros for each piece that is cut out by itself.
     cover = _cover(groups, x_BTHWC.shape[-1])
     moved = []
-    for piece, (_, _, axis, offset) in zip(_split(x_BTHWC, cover), cover, strict=True):
+    for piece, (_, _, axis, offset) in zip(
+        x_BTHWC.split_with_sizes([stop - start for start, stop, _, _ in cover], -1), cover, strict=True
+    ):
         if not offset:
             moved.append(piece)
             continue
@@ -121,31 +124,44 @@ def plain_shift(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border 
 
 def copy_shifted(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border) -> Tensor:
     """The shift itself, unseen by autograd, by one slice copy a group: 2 memory passes, the floor."""
-    if not groups:
-        return x_BTHWC.clone()
-    groups = _cover(groups, x_BTHWC.shape[-1])
     out_BTHWC = x_BTHWC.new_empty(x_BTHWC.shape)
-    pieces, moved = _split(x_BTHWC, groups), _split(out_BTHWC, groups)
-    torch._foreach_copy_(_receivers(moved, groups), _senders(pieces, groups))
-    if border == "zero":
-        torch._foreach_zero_(_planes(moved, groups, "entry"))
-    else:
-        torch._foreach_copy_(_planes(moved, groups, "entry"), _planes(pieces, groups, "entry"))
+    for moved, piece, axis, step, last in _pieces(out_BTHWC, x_BTHWC, groups):
+        if not step:
+            moved.copy_(piece)
+            continue
+        moved.narrow(axis, max(step, 0), last).copy_(piece.narrow(axis, max(-step, 0), last))
+        entry = 0 if step > 0 else last
+        if border == "zero":
+            moved.select(axis, entry).zero_()
+        else:
+            moved.select(axis, entry).copy_(piece.select(axis, entry))
     return out_BTHWC
 
 
 def copy_unshifted(grad_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border) -> Tensor:
     """The transpose of `copy_shifted`: from the gradient of its output to that of its input."""
-    if not groups:
-        return grad_BTHWC.clone()
-    groups = _cover(groups, grad_BTHWC.shape[-1])
     out_BTHWC = grad_BTHWC.new_empty(grad_BTHWC.shape)
-    pieces, moved = _split(out_BTHWC, groups), _split(grad_BTHWC, groups)
-    torch._foreach_copy_(_senders(pieces, groups), _receivers(moved, groups))
-    torch._foreach_zero_(_planes(pieces, groups, "exit"))
-    if border == "replicate":  # the outermost plane was also copied onto itself
-        torch._foreach_add_(_planes(pieces, groups, "entry"), _planes(moved, groups, "entry"))
+    for moved, piece, axis, step, last in _pieces(out_BTHWC, grad_BTHWC, groups):
+        if not step:
+            moved.copy_(piece)
+            continue
+        moved.narrow(axis, max(-step, 0), last).copy_(piece.narrow(axis, max(step, 0), last))
+        entry, pushed_out = (0, last) if step > 0 else (last, 0)
+        moved.select(axis, pushed_out).zero_()
+        if border == "replicate":  # the outermost plane was also copied onto itself
+            moved.select(axis, entry).add_(piece.select(axis, entry))
     return out_BTHWC
+
+
+def _pieces(
+    out_BTHWC: Tensor, x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...]
+) -> Iterator[tuple[Tensor, Tensor, int, int, int]]:
+    """Each group's channels in both tensors, its axis and step, and the last place on that axis."""
+    shape, cover = x_BTHWC.shape, _cover(groups, x_BTHWC.shape[-1])
+    widths = [stop - start for start, stop, _, _ in cover]  # one split: for small clips calls cost as much as bytes
+    moved, pieces = out_BTHWC.split_with_sizes(widths, -1), x_BTHWC.split_with_sizes(widths, -1)
+    for place, (_, _, axis, step) in enumerate(cover):
+        yield moved[place], pieces[place], axis, step, shape[axis] - 1
 
 
 @lru_cache
@@ -160,32 +176,6 @@ def _cover(groups: tuple[ShiftGroup, ...], num_channels: int) -> tuple[ShiftGrou
         if group is not end:
             cover.append(group)
     return tuple(cover)
-
-
-# One split, and one call for all copies: for small clips the calls cost as much as the bytes. `cover` is from `_cover`.
-
-
-def _split(x_BTHWC: Tensor, cover: tuple[ShiftGroup, ...]) -> tuple[Tensor, ...]:
-    return x_BTHWC.split_with_sizes([stop - start for start, stop, _, _ in cover], -1)
-
-
-def _senders(pieces: tuple[Tensor, ...], cover: tuple[ShiftGroup, ...]) -> list[Tensor]:
-    """Tokens that give their value to a neighbour, or keep it."""
-    shape, parts = pieces[0].shape, zip(pieces, cover, strict=True)
-    return [x.narrow(axis, int(step < 0), shape[axis] - abs(step)) for x, (_, _, axis, step) in parts]
-
-
-def _receivers(pieces: tuple[Tensor, ...], cover: tuple[ShiftGroup, ...]) -> list[Tensor]:
-    """The neighbours that take those values, in the same order."""
-    shape, parts = pieces[0].shape, zip(pieces, cover, strict=True)
-    return [x.narrow(axis, int(step > 0), shape[axis] - abs(step)) for x, (_, _, axis, step) in parts]
-
-
-def _planes(pieces: tuple[Tensor, ...], cover: tuple[ShiftGroup, ...], which: Literal["entry", "exit"]) -> list[Tensor]:
-    """The border plane of each group that nothing inside moves into, or the one that is pushed out."""
-    shape, low = pieces[0].shape, 1 if which == "entry" else -1
-    parts = zip(pieces, cover, strict=True)
-    return [x.select(axis, 0 if step == low else shape[axis] - 1) for x, (_, _, axis, step) in parts if step]
 
 
 class _Shift(torch.autograd.Function):
