@@ -40,6 +40,7 @@ def test_the_paths_it_names_exist():
         assert (ROOT / path).exists(), path
 
 
+@pytest.mark.campaign
 def test_make_demo_takes_the_whole_path(tmp_path):
     assert "make demo" in COMMANDS
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("AWS_", "MLFLOW_", "RAY_"))}
