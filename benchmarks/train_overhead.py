@@ -101,7 +101,8 @@ def make_config(folder: Path, epochs: int, num_train: int, global_batch: int) ->
         "name": "overhead",
         "model": {"name": "vast_micro"},
         "data": {"url": url, "num_frames": 8, "crop_size": 64, "eval_short_side": 64, "num_readers": 0},
-        "optim": {"epochs": epochs, "global_batch": global_batch},
+        # one pass a step on both sides
+        "optim": {"epochs": epochs, "global_batch": global_batch, "max_micro_batch": global_batch},
         "eval": {"every_epochs": epochs},
         "checkpoint": {"every_epochs": epochs, "every_steps": 40},
         "log_every_steps": 10,
