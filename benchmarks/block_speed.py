@@ -13,7 +13,7 @@ The last line is JSON. Its keys, ratios of times unless said otherwise:
     linear_in_t                 largest time(T) / (T / 8 * time(8)) of Affine-Shift
     operator_vs_naive           largest operator / naive formulation (torch's own slices, pads, NCHW convolution)
     operator_vs_one_function    largest operator / whole operator in one autograd Function, the fastest variant known
-                                before `kernels.folded`; above 1 only where a clip is too small to matter
+                                before `kernels.folded`; above 1 in small clips, 7x7x512 and 14x14x320
 
 The floor: 7 memory passes (a pass reads or writes the activation once), at the speed of a copy measured beside it; in
 arithmetic 6 operations a multiply-add, forward and backward together.
@@ -201,7 +201,7 @@ def slice_copies(x: Tensor, groups: tuple[ShiftGroup, ...], backward: bool) -> T
 class OneFunction(torch.autograd.Function):
     """The whole operator with a hand-written backward in separate torch calls: 8 + 14 memory passes.
 
-    It shares no code with the package, whose shift is faster.
+    It shares no code with the package.
     """
 
     @staticmethod

@@ -3,8 +3,7 @@
     python benchmarks/train_overhead.py            5 rounds of 120 steps a side: about ten minutes on two cores
     python benchmarks/train_overhead.py --quick    2 rounds of 40 steps, about two minutes
 
-A step of either side is 32 clips, about half a second here, as long as a step of a GPU with its usual batch;
-`overhead_ms` is what the stack adds to it, for steps of other lengths.
+A step of either side is 32 clips in one pass, about a third of a second here; `overhead_ms` is what the stack adds.
 
 By default ranks take half the cores. What Ray runs on every machine besides them (daemons, and actors of Ray Train that
 wake a hundred times a second each) takes about a tenth of a core whatever the ranks do: little beside a training node's
@@ -101,7 +100,7 @@ def make_config(folder: Path, epochs: int, num_train: int, global_batch: int) ->
         "name": "overhead",
         "model": {"name": "vast_micro"},
         "data": {"url": url, "num_frames": 8, "crop_size": 64, "eval_short_side": 64, "num_readers": 0},
-        # one pass a step on both sides
+        # one pass a step, as the bare side takes it
         "optim": {"epochs": epochs, "global_batch": global_batch, "max_micro_batch": global_batch},
         "eval": {"every_epochs": epochs},
         "checkpoint": {"every_epochs": epochs, "every_steps": 40},

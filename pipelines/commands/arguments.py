@@ -13,6 +13,11 @@ def recipe_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="dotted settings, as optim.lr=3e-4")
 
 
+def address_argument(parser: argparse.ArgumentParser) -> None:
+    """The Ray cluster that a command runs on."""
+    parser.add_argument("--address", metavar="HOST:PORT", help="Ray cluster (default: RAY_ADDRESS, else this machine)")
+
+
 def positive(text: str) -> int:
     """1 or more."""
     value = int(text)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from pipelines.commands import EXIT_FAILED
-from pipelines.commands.arguments import Commands, natural, optional_path, positive
+from pipelines.commands.arguments import Commands, address_argument, natural, optional_path, positive
 from pipelines.terminal import Terminal
 
 
@@ -67,7 +67,7 @@ def _add_shard(commands: Commands) -> None:
     shard.add_argument("--overwrite", action="store_true", help="replace another data set at --out")
     shard.add_argument("--scratch", metavar="DIR", help="temporary files, on every node (default: the system's)")
     shard.add_argument("--no-tracking", action="store_true", help="no summary run in MLflow")
-    shard.add_argument("--address", metavar="HOST:PORT", help="Ray cluster (default: RAY_ADDRESS, else this machine)")
+    address_argument(shard)
     shard.set_defaults(run=_shard)
 
 

@@ -5,7 +5,7 @@ import json
 import sys
 
 from pipelines.commands import EXIT_FAILED
-from pipelines.commands.arguments import Commands, positive
+from pipelines.commands.arguments import Commands, address_argument, positive
 from pipelines.terminal import Terminal
 from vast.errors import UserError
 
@@ -33,7 +33,7 @@ def _add_evaluate(commands: Commands) -> None:
     )
     evaluate.add_argument("--protocols", action="store_true", help="list the named protocols")
     evaluate.add_argument("--ranks", type=positive, default=0, metavar="N", help="(default: one a GPU, or 1)")
-    evaluate.add_argument("--address", metavar="HOST:PORT", help="Ray cluster (default: RAY_ADDRESS, else here)")
+    address_argument(evaluate)
     evaluate.add_argument(
         "--out", default="", metavar="URL", help="results: a folder or s3://bucket/prefix (default: under evaluations)"
     )

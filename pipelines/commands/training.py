@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from pipelines.commands.arguments import Commands, recipe_arguments
+from pipelines.commands.arguments import Commands, address_argument, recipe_arguments
 from pipelines.terminal import Terminal
 
 
@@ -34,7 +34,7 @@ def _add_train(commands: Commands, name: str, what: str) -> None:
     train.add_argument(
         "--output", default="runs", metavar="URL", help="store for checkpoints and models (default: runs)"
     )
-    train.add_argument("--address", metavar="HOST:PORT", help="Ray cluster (default: RAY_ADDRESS, else this machine)")
+    address_argument(train)
     train.set_defaults(run=_train)
 
 
@@ -42,7 +42,7 @@ def _add_search(commands: Commands) -> None:
     search = commands.add_parser("search", help="search over a recipe's settings with Ray Tune")
     recipe_arguments(search)
     search.add_argument("--output", default="runs", metavar="URL", help="store of the campaign (default: runs)")
-    search.add_argument("--address", metavar="HOST:PORT", help="Ray cluster (default: RAY_ADDRESS, else this machine)")
+    address_argument(search)
     search.set_defaults(run=_search)
 
 

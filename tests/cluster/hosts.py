@@ -131,10 +131,7 @@ class Cluster:
         ip("link", "set", f"{host.name}u", "up")
 
     def close_ports(self, host: Host) -> None:
-        """A firewall that lets in what Ray's documentation names, and no new connection to a port chosen by the system.
-
-        Needs nftables.
-        """
+        """A firewall that lets in no new connection to a port chosen by the system; needs nftables."""
         rule = 'iifname "eth0" tcp dport >= 32768 ct state new drop'
         rules = f"table inet firewall {{ chain input {{ type filter hook input priority 0; {rule}; }}; }}"
         subprocess.run(["ip", "netns", "exec", host.name, "nft", rules], check=True, timeout=30)

@@ -108,9 +108,7 @@ def plain_shift(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border 
     # One split: autograd adds up a full-size tensor of zeros for each piece that is cut out by itself.
     cover = _cover(groups, x_BTHWC.shape[-1])
     moved = []
-    for piece, (_, _, axis, offset) in zip(
-        x_BTHWC.split_with_sizes([stop - start for start, stop, _, _ in cover], -1), cover, strict=True
-    ):
+    for piece, (_, _, axis, offset) in zip(_split(x_BTHWC, cover), cover, strict=True):
         if not offset:
             moved.append(piece)
             continue
@@ -158,10 +156,14 @@ def _pieces(
 ) -> Iterator[tuple[Tensor, Tensor, int, int, int]]:
     """Each group's channels in both tensors, its axis and step, and the last place on that axis."""
     shape, cover = x_BTHWC.shape, _cover(groups, x_BTHWC.shape[-1])
-    widths = [stop - start for start, stop, _, _ in cover]  # one split: for small clips calls cost as much as bytes
-    moved, pieces = out_BTHWC.split_with_sizes(widths, -1), x_BTHWC.split_with_sizes(widths, -1)
-    for place, (_, _, axis, step) in enumerate(cover):
-        yield moved[place], pieces[place], axis, step, shape[axis] - 1
+    parts = zip(_split(out_BTHWC, cover), _split(x_BTHWC, cover), cover, strict=True)
+    for moved, piece, (_, _, axis, step) in parts:
+        yield moved, piece, axis, step, shape[axis] - 1
+
+
+def _split(x_BTHWC: Tensor, cover: tuple[ShiftGroup, ...]) -> tuple[Tensor, ...]:
+    """The groups' channels; one call, since for small clips calls cost as much as bytes."""
+    return x_BTHWC.split_with_sizes([stop - start for start, stop, _, _ in cover], -1)
 
 
 @lru_cache

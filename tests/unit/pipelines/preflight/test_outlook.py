@@ -3,24 +3,12 @@ from dataclasses import replace
 import pytest
 
 from pipelines.plan.command import Stated
-from pipelines.plan.work import Work
 from pipelines.preflight.findings import Findings
 from pipelines.preflight.machine import MachineFacts
 from pipelines.preflight.outlook import check_outlook
+from tests.unit.pipelines.plan.test_timing import WORK
 from vast.train.config import TrainConfig
 
-WORK = Work(
-    macs=10_000_000_000,
-    samples=100_000,
-    repeats=1,
-    epochs=10,
-    global_batch=512,
-    max_micro_batch=16,
-    clips_together=1,
-    parameters=25_000_000,
-    kept_bytes_per_clip=100_000_000,
-    state_bytes=400_000_000,
-)
 LAPTOP = MachineFacts("here", {}, 72, 64_000_000_000, 1, ("/tmp", 1), decode_clips_per_s=10.0)
 NODE = replace(LAPTOP, gpus=["H100"] * 8, gpu_bytes=80_000_000_000)
 
