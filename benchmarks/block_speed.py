@@ -13,7 +13,7 @@ The last line is JSON. Its keys, ratios of times unless said otherwise:
     linear_in_t                 largest time(T) / (T / 8 * time(8)) of Affine-Shift
     operator_vs_naive           largest operator / naive formulation (torch's own slices, pads, NCHW convolution)
     operator_vs_one_function    largest operator / whole operator in one autograd Function, the fastest variant known
-                                before `kernels.folded`; above 1 in small clips, 7x7x512 and 14x14x320
+                                before `kernels.folded`
 
 The floor: 7 memory passes (a pass reads or writes the activation once), at the speed of a copy measured beside it; in
 arithmetic 6 operations a multiply-add, forward and backward together.
@@ -21,6 +21,7 @@ arithmetic 6 operations a multiply-add, forward and backward together.
 
 import argparse
 import json
+import math
 import os
 import random
 import statistics
@@ -49,6 +50,7 @@ MIXERS = ("affine_shift", *ATTENTION, "conv3d")
 NUM_FRAMES = (8, 16, 32, 64)
 STAGES = ((2, 8, 56, 56, 64), (2, 8, 28, 28, 128), (2, 8, 14, 14, 320), (2, 8, 7, 7, 512))
 """Two clips of 8 frames of 224x224 pixels in the four stages of ast_ti and vast_ti."""
+_ELSEWHERE_BYTES = 1 << 18
 FLOOR_PASSES = 7
 """Memory passes of forward and backward that no implementation goes below: 1 + 2 and 2 + 2."""
 
@@ -124,7 +126,9 @@ def measure_operator(quick: bool) -> dict[str, Any]:
         for affine_input in ("v", "s"):
             for shape in STAGES:
                 label = f"{'x'.join(map(str, shape))} {str(dtype).removeprefix('torch.')} {affine_input}"
-                rows[label] = compare_operators(shape, dtype, affine_input, rounds=5 if quick else 15)
+                small = math.prod(shape) < 1 << 21  # short turns: more of them
+                rounds = (5 if quick else 15) * (3 if small else 1)
+                rows[label] = compare_operators(shape, dtype, affine_input, rounds)
                 shown = ", ".join(f"{key} {value:.2f}" for key, value in rows[label].items())
                 print(f"operator {label}: {shown}", flush=True)
     defaults = [row for label, row in rows.items() if label.endswith(" v")]
@@ -241,14 +245,21 @@ class OneFunction(torch.autograd.Function):
 
 
 def take_turns(candidates: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of every candidate in every round, after one round to warm up; each round in another order."""
+    """Seconds of every candidate in every round, after one round to warm up; each round in another order.
+
+    What a turn allocates lies elsewhere in memory each time: fixed places favoured one candidate or the other by
+    up to a tenth for the whole of a process, by which addresses happened to compete for the same sets of the caches.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for number in range(rounds + 1):
         for name in random.sample(list(candidates), len(candidates)):
+            elsewhere = torch.empty(random.randrange(1, _ELSEWHERE_BYTES), dtype=torch.uint8)
             begun = time.thread_time()
             candidates[name]()
+            spent = time.thread_time() - begun
+            del elsewhere
             if number:
-                times[name].append(time.thread_time() - begun)
+                times[name].append(spent)
     return times
 
 

@@ -52,24 +52,16 @@ def conv_in_place(x_BTHWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
     return out_BTHWC
 
 
-def conv_grads(x_BTHWC: Tensor, grad_BTHWC: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of input, weight and bias, from the input and the output's gradient."""
-    if weight.ndim == 4:
-        d_x, d_weight, d_bias = _frame_grads(x_BTHWC, grad_BTHWC, weight, input_too=True)
-        return d_x.permute(0, 2, 3, 1).reshape(x_BTHWC.shape), d_weight, d_bias
-    return conv_in_place(grad_BTHWC, flipped(weight, 3), None), *conv_weight_grads(x_BTHWC, grad_BTHWC, weight)
-
-
 def conv_weight_grads(x_BTHWC: Tensor, grad_BTHWC: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of weight and bias alone."""
     if weight.ndim == 4:
-        return _frame_grads(x_BTHWC, grad_BTHWC, weight)[1:]
-    _, here, bias = _frame_grads(x_BTHWC, grad_BTHWC, weight[:, :, 1])
+        return _frame_grads(x_BTHWC, grad_BTHWC, weight)
+    here, bias = _frame_grads(x_BTHWC, grad_BTHWC, weight[:, :, 1])
     if x_BTHWC.shape[1] == 1:
         before = after = torch.zeros_like(here)
     else:
-        _, before, _ = _frame_grads(x_BTHWC[:, :-1], grad_BTHWC[:, 1:], weight[:, :, 0])
-        _, after, _ = _frame_grads(x_BTHWC[:, 1:], grad_BTHWC[:, :-1], weight[:, :, 2])
+        before, _ = _frame_grads(x_BTHWC[:, :-1], grad_BTHWC[:, 1:], weight[:, :, 0])
+        after, _ = _frame_grads(x_BTHWC[:, 1:], grad_BTHWC[:, :-1], weight[:, :, 2])
     return torch.stack((before, here, after), dim=2), bias
 
 
@@ -84,14 +76,12 @@ def _conv_frames(x_BTHWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     return out.permute(0, 2, 3, 1).reshape(B, T, H, W, C)
 
 
-def _frame_grads(
-    x_BTHWC: Tensor, grad_BTHWC: Tensor, weight: Tensor, input_too: bool = False
-) -> tuple[Tensor, Tensor, Tensor]:
-    d_x, d_weight, d_bias = torch.ops.aten.convolution_backward.default(
+def _frame_grads(x_BTHWC: Tensor, grad_BTHWC: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    _, d_weight, d_bias = torch.ops.aten.convolution_backward.default(
         *(_frames(grad_BTHWC), _frames(x_BTHWC), weight, [weight.shape[0]], [1, 1], [1, 1], [1, 1]),
-        *(False, [0, 0], weight.shape[0], [input_too, True, True]),
+        *(False, [0, 0], weight.shape[0], [False, True, True]),
     )
-    return d_x, d_weight, d_bias
+    return d_weight, d_bias
 
 
 def _frames(x_BTHWC: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ Dimensions: B clips · T frames · H rows · W columns · C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, cast
 
@@ -108,7 +108,8 @@ def plain_shift(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border 
     # One split: autograd adds up a full-size tensor of zeros for each piece that is cut out by itself.
     cover = _cover(groups, x_BTHWC.shape[-1])
     moved = []
-    for piece, (_, _, axis, offset) in zip(_split(x_BTHWC, cover), cover, strict=True):
+    pieces = x_BTHWC.split_with_sizes([stop - start for start, stop, _, _ in cover], -1)
+    for piece, (_, _, axis, offset) in zip(pieces, cover, strict=True):
         if not offset:
             moved.append(piece)
             continue
@@ -122,48 +123,71 @@ def plain_shift(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border 
 
 def copy_shifted(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border) -> Tensor:
     """The shift itself, unseen by autograd, by one slice copy a group: 2 memory passes, the floor."""
-    out_BTHWC = x_BTHWC.new_empty(x_BTHWC.shape)
-    for moved, piece, axis, step, last in _pieces(out_BTHWC, x_BTHWC, groups):
-        if not step:
-            moved.copy_(piece)
-            continue
-        moved.narrow(axis, max(step, 0), last).copy_(piece.narrow(axis, max(-step, 0), last))
-        entry = 0 if step > 0 else last
-        if border == "zero":
-            moved.select(axis, entry).zero_()
-        else:
-            moved.select(axis, entry).copy_(piece.select(axis, entry))
+    if not groups:
+        return x_BTHWC.clone()
+    x_BTHWC = x_BTHWC.contiguous()
+    out_BTHWC = torch.empty_like(x_BTHWC)
+    moved = moves(x_BTHWC.shape, _cover(groups, x_BTHWC.shape[-1]))
+    torch._foreach_copy_(views(out_BTHWC, moved.receivers), views(x_BTHWC, moved.senders))
+    if border == "zero":
+        torch._foreach_zero_(views(out_BTHWC, moved.edges))
+    else:
+        torch._foreach_copy_(views(out_BTHWC, moved.edges), views(x_BTHWC, moved.edges))
     return out_BTHWC
 
 
 def copy_unshifted(grad_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border) -> Tensor:
     """The transpose of `copy_shifted`: from the gradient of its output to that of its input."""
-    out_BTHWC = grad_BTHWC.new_empty(grad_BTHWC.shape)
-    for moved, piece, axis, step, last in _pieces(out_BTHWC, grad_BTHWC, groups):
-        if not step:
-            moved.copy_(piece)
-            continue
-        moved.narrow(axis, max(-step, 0), last).copy_(piece.narrow(axis, max(step, 0), last))
-        entry, pushed_out = (0, last) if step > 0 else (last, 0)
-        moved.select(axis, pushed_out).zero_()
-        if border == "replicate":  # the outermost plane was also copied onto itself
-            moved.select(axis, entry).add_(piece.select(axis, entry))
+    grad_BTHWC = grad_BTHWC.contiguous()
+    out_BTHWC = copy_shifted(grad_BTHWC, _turned_round(groups), "zero")
+    if border == "replicate":  # the outermost plane was also copied onto itself
+        edges = moves(grad_BTHWC.shape, groups).edges
+        torch._foreach_add_(views(out_BTHWC, edges), views(grad_BTHWC, edges))
     return out_BTHWC
 
 
-def _pieces(
-    out_BTHWC: Tensor, x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...]
-) -> Iterator[tuple[Tensor, Tensor, int, int, int]]:
-    """Each group's channels in both tensors, its axis and step, and the last place on that axis."""
-    shape, cover = x_BTHWC.shape, _cover(groups, x_BTHWC.shape[-1])
-    parts = zip(_split(out_BTHWC, cover), _split(x_BTHWC, cover), cover, strict=True)
-    for moved, piece, (_, _, axis, step) in parts:
-        yield moved, piece, axis, step, shape[axis] - 1
+class View(NamedTuple):
+    """Some elements of a contiguous tensor, as `as_strided` takes them."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
 
 
-def _split(x_BTHWC: Tensor, cover: tuple[ShiftGroup, ...]) -> tuple[Tensor, ...]:
-    """The groups' channels; one call, since for small clips calls cost as much as bytes."""
-    return x_BTHWC.split_with_sizes([stop - start for start, stop, _, _ in cover], -1)
+class Moves(NamedTuple):
+    """For each group where its values come from and where they go; and for those that move, where nothing goes."""
+
+    senders: tuple[View, ...]
+    receivers: tuple[View, ...]
+    edges: tuple[View, ...]
+
+
+@lru_cache(maxsize=256)
+def moves(shape: tuple[int, ...], groups: tuple[ShiftGroup, ...]) -> Moves:
+    """The views of groups in tokens x_BTHWC; made once a shape, since to slice small clips costs as much as to copy."""
+    stride = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    senders, receivers, edges = [], [], []
+    for start, stop, axis, step in groups:
+        size = [*shape[:-1], stop - start]
+        size[axis] -= abs(step)
+        senders.append(View(tuple(size), stride, start + max(-step, 0) * stride[axis]))
+        receivers.append(View(tuple(size), stride, start + max(step, 0) * stride[axis]))
+        if step:
+            edge = 0 if step > 0 else size[axis]
+            size[axis] = 1
+            edges.append(View(tuple(size), stride, start + edge * stride[axis]))
+    return Moves(tuple(senders), tuple(receivers), tuple(edges))
+
+
+def views(x_BTHWC: Tensor, places: tuple[View, ...]) -> list[Tensor]:
+    """Look at places of contiguous tokens; they share their memory."""
+    first = x_BTHWC.storage_offset()
+    return [x_BTHWC.as_strided(size, stride, first + offset) for size, stride, offset in places]
+
+
+@lru_cache
+def _turned_round(groups: tuple[ShiftGroup, ...]) -> tuple[ShiftGroup, ...]:
+    return tuple(group._replace(offset=-group.offset) for group in groups)
 
 
 @lru_cache

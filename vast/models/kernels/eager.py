@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vast.models.depthwise import conv_grads, conv_in_place
+from vast.models.depthwise import conv_in_place, conv_weight_grads, flipped
 from vast.models.kernels.mixing import Mixing, wide_type
 from vast.models.shift import copy_shifted, copy_unshifted
 
@@ -54,29 +54,22 @@ def weight_grads(
     kernel: Tensor | None,
     mixing: Mixing,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """See `Kernels`; carries the gradient of u but for the part that comes through the mean."""
+    """See `Kernels`; carries the gradient of z unshifted where `value_grad` needs it too."""
     wide = wide_type(v_BTHWC)
     groups = mixing.groups(v_BTHWC.shape[1])
-    alpha_BTHWC = _tokens(alpha_BTC, grad_BTHWC)
-    d_BTHWC = d_kernel = d_bias = None
+    d_kernel = d_bias = carried_BTHWC = None
     if kernel is not None:  # first, because it needs the caches most
         source_BTHWC = v_BTHWC if kept_BTHWC is None else kept_BTHWC
-        d_BTHWC, d_kernel, d_bias = conv_grads(source_BTHWC, grad_BTHWC, kernel.to(v_BTHWC.dtype))
-    if kept_BTHWC is None and mixing.scale_pool == "clip":
-        from_s_BTHWC = copy_unshifted(grad_BTHWC, groups, mixing.border)
-        d_BTHWC = _plus(d_BTHWC, from_s_BTHWC, alpha_BTHWC)
-        product_BTHWC = from_s_BTHWC.mul_(v_BTHWC)  # <grad, Shift(v)> = <Unshift(grad), v>
-    elif kept_BTHWC is None:  # each frame has its alpha, and the shift moves tokens between frames
-        from_s_BTHWC = copy_unshifted(grad_BTHWC * alpha_BTHWC, groups, mixing.border)
-        d_BTHWC = from_s_BTHWC if d_BTHWC is None else d_BTHWC.add_(from_s_BTHWC)
-        product_BTHWC = copy_shifted(v_BTHWC, groups, mixing.border).mul_(grad_BTHWC)
-    else:
-        d_BTHWC = _plus(d_BTHWC, grad_BTHWC, alpha_BTHWC)
+        d_kernel, d_bias = conv_weight_grads(source_BTHWC, grad_BTHWC, kernel.to(v_BTHWC.dtype))
+        d_kernel, d_bias = d_kernel.to(wide), d_bias.to(wide)
+    if kept_BTHWC is not None:
         product_BTHWC = grad_BTHWC * kept_BTHWC
-    d_alpha_BTC = _rows(product_BTHWC.sum(mixing.pool_axes, dtype=wide))
-    if d_kernel is None or d_bias is None:
-        return d_alpha_BTC, None, None, d_BTHWC
-    return d_alpha_BTC, d_kernel.to(wide), d_bias.to(wide), d_BTHWC
+    elif mixing.scale_pool == "clip":
+        carried_BTHWC = copy_unshifted(grad_BTHWC, groups, mixing.border)
+        product_BTHWC = carried_BTHWC * v_BTHWC  # <grad, Shift(v)> = <Unshift(grad), v>
+    else:  # each frame has its alpha, and the shift moves tokens between frames
+        product_BTHWC = copy_shifted(v_BTHWC, groups, mixing.border).mul_(grad_BTHWC)
+    return _rows(product_BTHWC.sum(mixing.pool_axes, dtype=wide)), d_kernel, d_bias, carried_BTHWC
 
 
 def value_grad(
@@ -87,13 +80,22 @@ def value_grad(
     kernel: Tensor | None,
     mixing: Mixing,
 ) -> Tensor:
-    """See `Kernels`."""
-    if carried_BTHWC is None:
-        raise ValueError("the eager path carries the gradient of u")
-    d_BTHWC = carried_BTHWC.add_(_tokens(d_mean_BTC, grad_BTHWC))
-    if mixing.affine_input == "v":
-        return d_BTHWC
-    return copy_unshifted(d_BTHWC, mixing.groups(grad_BTHWC.shape[1]), mixing.border)
+    """See `Kernels`; one sum after the other, while they are in the caches."""
+    groups = mixing.groups(grad_BTHWC.shape[1])
+    alpha_BTHWC = _tokens(alpha_BTC, grad_BTHWC)
+    d_BTHWC = None
+    if kernel is not None:
+        # A forward convolution: on a CPU 0.7 to 0.8 of the time of torch's own backward to the input.
+        d_BTHWC = conv_in_place(grad_BTHWC, flipped(kernel.to(grad_BTHWC.dtype), kernel.ndim - 2), None)
+    if mixing.affine_input == "s":
+        d_BTHWC = _plus(d_BTHWC, grad_BTHWC, alpha_BTHWC)
+    elif carried_BTHWC is not None:
+        d_BTHWC = _plus(d_BTHWC, carried_BTHWC, alpha_BTHWC)
+    else:
+        from_s_BTHWC = copy_unshifted(grad_BTHWC * alpha_BTHWC, groups, mixing.border)
+        d_BTHWC = from_s_BTHWC if d_BTHWC is None else d_BTHWC.add_(from_s_BTHWC)
+    d_BTHWC.add_(_tokens(d_mean_BTC, grad_BTHWC))
+    return d_BTHWC if mixing.affine_input == "v" else copy_unshifted(d_BTHWC, groups, mixing.border)
 
 
 def _plus(sum_BTHWC: Tensor | None, x_BTHWC: Tensor, alpha_BTHWC: Tensor) -> Tensor:

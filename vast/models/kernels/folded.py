@@ -25,7 +25,7 @@ from torch import Tensor
 from vast.models.depthwise import conv_in_place, conv_weight_grads, flipped
 from vast.models.kernels.eager import pool
 from vast.models.kernels.mixing import Mixing, wide_type
-from vast.models.shift import T_AXIS, ShiftGroup, copy_unshifted
+from vast.models.shift import T_AXIS, ShiftGroup, copy_unshifted, moves, views
 
 __all__ = ["mix", "pool", "value_grad", "weight_grads"]
 
@@ -97,10 +97,12 @@ def value_grad(
 def _conv_each_clip(x_BTHWC: Tensor, kernels: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
     """Convolve each clip with its own kernel and bias."""
     if len(kernels) == 1:
-        return conv_in_place(x_BTHWC, kernels[0], biases[0])
+        return conv_in_place(x_BTHWC, kernels[0], biases[0]).contiguous()
     out_BTHWC = torch.empty_like(x_BTHWC)
-    for b, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
-        out_BTHWC[b] = conv_in_place(x_BTHWC[b : b + 1], kernel, bias)[0]
+    for out, clip, kernel, bias in zip(
+        torch.split(out_BTHWC, 1), torch.split(x_BTHWC, 1), kernels, biases, strict=True
+    ):
+        out.copy_(conv_in_place(clip, kernel, bias))  # while it is in the caches
     return out_BTHWC
 
 
@@ -150,12 +152,12 @@ def _add_groups_beside(
             moved = F.conv2d(image, kernel.unsqueeze(1), padding=(1, 0), groups=len(kernel))
             out_BTHWC[b] += moved.permute(0, 2, 3, 1).reshape(x_BTHWC.shape[1:])
         return
-    for group in groups:
-        alpha = alpha_BTC[:, :, None, None, group.start : group.stop].to(x_BTHWC.dtype)
-        if backward:
-            _senders(out_BTHWC, group).addcmul_(_receivers(x_BTHWC, group), alpha)
-        else:
-            _receivers(out_BTHWC, group).addcmul_(_senders(x_BTHWC, group), alpha)
+    if groups:
+        alpha_BTHWC = alpha_BTC.to(x_BTHWC.dtype).unsqueeze(2).unsqueeze(2)
+        alphas = [alpha_BTHWC[..., group.start : group.stop] for group in groups]
+        senders, receivers, _ = moves(x_BTHWC.shape, groups)
+        here, there = (senders, receivers) if backward else (receivers, senders)
+        torch._foreach_addcmul_(views(out_BTHWC, here), views(x_BTHWC, there), alphas)
 
 
 def _add_alpha_grads_beside(
@@ -172,9 +174,9 @@ def _add_alpha_grads_beside(
             )
             d_alpha_BC[b] += (d_kernel[:, 0] * taps).sum((1, 2))
         return
-    for group in groups:
-        products = _receivers(grad_BTHWC, group) * _senders(v_BTHWC, group)
-        d_alpha_BC[:, group.start : group.stop] += products.sum((1, 2, 3), dtype=d_alpha_BC.dtype)
+    senders, receivers, _ = moves(v_BTHWC.shape, groups)
+    for group, sent, received in zip(groups, views(v_BTHWC, senders), views(grad_BTHWC, receivers), strict=True):
+        d_alpha_BC[:, group.start : group.stop] += (sent * received).sum((1, 2, 3), dtype=d_alpha_BC.dtype)
 
 
 def _too_narrow_to_slice(group: ShiftGroup, like: Tensor) -> bool:
@@ -193,13 +195,3 @@ def _frame_taps(num_channels: int, groups: tuple[ShiftGroup, ...], dtype: torch.
 def _frames_as_rows(x_THWC: Tensor) -> Tensor:
     """A clip as one picture of T rows and H * W columns, channels-last, without a copy."""
     return x_THWC.flatten(1, 2).unsqueeze(0).permute(0, 3, 1, 2)
-
-
-def _senders(x_BTHWC: Tensor, group: ShiftGroup) -> Tensor:
-    """The group's channels in the frames that give their values away."""
-    return x_BTHWC[..., group.start : group.stop].narrow(T_AXIS, max(-group.offset, 0), x_BTHWC.shape[T_AXIS] - 1)
-
-
-def _receivers(x_BTHWC: Tensor, group: ShiftGroup) -> Tensor:
-    """The group's channels in the frames that those values arrive in, in the same order."""
-    return x_BTHWC[..., group.start : group.stop].narrow(T_AXIS, max(group.offset, 0), x_BTHWC.shape[T_AXIS] - 1)
