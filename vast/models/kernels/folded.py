@@ -99,9 +99,8 @@ def _conv_each_clip(x_BTHWC: Tensor, kernels: Sequence[Tensor], biases: Sequence
     if len(kernels) == 1:
         return conv_in_place(x_BTHWC, kernels[0], biases[0]).contiguous()
     out_BTHWC = torch.empty_like(x_BTHWC)
-    for out, clip, kernel, bias in zip(
-        torch.split(out_BTHWC, 1), torch.split(x_BTHWC, 1), kernels, biases, strict=True
-    ):
+    clips = zip(torch.split(out_BTHWC, 1), torch.split(x_BTHWC, 1), kernels, biases, strict=True)
+    for out, clip, kernel, bias in clips:
         out.copy_(conv_in_place(clip, kernel, bias))  # while it is in the caches
     return out_BTHWC
 

@@ -203,7 +203,7 @@ def _forward_fake(v_BTHWC: Tensor, fc1_weight: Tensor | None, *rest: Any) -> tup
     rows, wide = (B, T if scale_pool == "frame" else 1), wide_type(v_BTHWC)
     kept = v_BTHWC.new_empty(v_BTHWC.shape if affine_input == "s" and path != "triton" else 0)
     pooled_BTC, alpha_BTC = (v_BTHWC.new_empty((*rows, C), dtype=wide) for _ in range(2))
-    inner = 0 if fc1_weight is None else (*rows, fc1_weight.shape[0])
+    inner = 0 if fc1_weight is None else (rows[0] * rows[1], fc1_weight.shape[0])
     before, hidden = (v_BTHWC.new_empty(inner, dtype=wide) for _ in range(2))
     return v_BTHWC.new_empty(v_BTHWC.shape), kept, pooled_BTC, alpha_BTC, before, hidden
 

@@ -19,7 +19,7 @@ class Scale(NamedTuple):
 
     alpha_BTC: Tensor
     before: Tensor
-    """The hidden layer before GELU; empty without a scale, where alpha is 1."""
+    """The hidden layer before GELU, rows of B times T; empty without a scale, where alpha is 1."""
     hidden: Tensor
 
 
@@ -29,9 +29,11 @@ def scale_of(pooled_BTC: Tensor, weights: AffineWeights) -> Scale:
     if fc1_weight is None or fc1_bias is None or fc2_weight is None or fc2_bias is None:
         return Scale(torch.ones_like(pooled_BTC), pooled_BTC.new_empty(0), pooled_BTC.new_empty(0))
     wide = pooled_BTC.dtype
-    before = F.linear(pooled_BTC, fc1_weight.to(wide), fc1_bias.to(wide))
+    # two axes: with three, torch's linear takes twice as long over so little
+    before = F.linear(pooled_BTC.flatten(0, -2), fc1_weight.to(wide), fc1_bias.to(wide))
     hidden = F.gelu(before)
-    return Scale(torch.sigmoid(F.linear(hidden, fc2_weight.to(wide), fc2_bias.to(wide))), before, hidden)
+    alpha = torch.sigmoid(F.linear(hidden, fc2_weight.to(wide), fc2_bias.to(wide)))
+    return Scale(alpha.view(pooled_BTC.shape), before, hidden)
 
 
 def scale_grads(
@@ -41,8 +43,8 @@ def scale_grads(
     if weights.fc1_weight is None or weights.fc2_weight is None:
         return torch.zeros_like(pooled_BTC), [None] * 4
     wide = pooled_BTC.dtype
-    alpha, pooled, before, hidden = (x.flatten(0, 1) for x in (scale.alpha_BTC, pooled_BTC, scale.before, scale.hidden))
-    d_out = torch.ops.aten.sigmoid_backward.default(d_alpha_BTC.flatten(0, 1), alpha)
-    d_before = torch.ops.aten.gelu_backward.default(d_out @ weights.fc2_weight.to(wide), before)
+    d_out = torch.ops.aten.sigmoid_backward.default(d_alpha_BTC, scale.alpha_BTC).flatten(0, 1)
+    d_before = torch.ops.aten.gelu_backward.default(d_out @ weights.fc2_weight.to(wide), scale.before)
     d_pooled_BTC = (d_before @ weights.fc1_weight.to(wide)).view(pooled_BTC.shape)
-    return d_pooled_BTC, [d_before.T @ pooled, d_before.sum(0), d_out.T @ hidden, d_out.sum(0)]
+    d_fc1 = d_before.T @ pooled_BTC.flatten(0, 1)
+    return d_pooled_BTC, [d_fc1, d_before.sum(0), d_out.T @ scale.hidden, d_out.sum(0)]
