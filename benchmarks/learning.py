@@ -1,28 +1,49 @@
 """What the network learns because of its parts: each shift axis, and pretraining, at equal steps.
 
-    python benchmarks/learning.py            16 frames, three seeds: about half an hour on two cores
+    python benchmarks/learning.py            three seeds: about an hour on two cores
     python benchmarks/learning.py --quick    few clips and steps: shows the path, not the accuracy
 
-Clips are generated and really encoded (`vast synth`), sharded and trained with the same commands as a user's. The
-SSv2-like classes come in time-reversed pairs, so single frames reach 50 %.
+Clips are generated and really encoded (`vast synth`), and sharded with a user's commands. The SSv2-like classes come in
+time-reversed pairs, so single frames reach 50 %.
 
-1. VAST-micro on 16 frames from scratch, against itself with the shift along one axis switched off.
-2. Few steps of the demo's fine-tuning from Kinetics-like pretraining, against the same steps from scratch.
+1. axes: VAST-micro on 16 frames from scratch, against itself with the shift along one axis switched off; as it is, and
+   without its bias, whose 3x3 kernel also looks at the neighbours along height and width and can stand in for a shift.
+   The recipe's own loop, one run a core.
+2. start: few steps of the demo's fine-tuning from Kinetics-like pretraining, against the same steps from scratch.
+   By a user's commands, one run after the other.
 
-Finished runs are kept under --out, so an interrupted campaign continues. The last line is JSON: for every setting top-1
-of each seed with mean and deviation, and the two differences that matter:
+Networks learn motion late and then at once, and in the end all that can learn it do. So the axes are compared by top-1
+averaged over the evaluations after every second epoch, which also tells how early; the last one is given beside it.
 
-    margin_over_best_ablated    mean of the whole network minus the best mean with one axis off, in points
-    margin_over_scratch         mean from pretraining minus mean from scratch, in points
+Finished runs are kept under --out, so that an interrupted campaign continues. The last line is JSON: for every setting
+top-1 of each seed with mean and deviation, and the differences that matter:
+
+    margin_over_best_ablated    top-1 over training: mean of the whole network minus the best mean with one axis off, in
+                                points, for the network as it is and without its bias
+    margin_over_scratch         last top-1: mean from pretraining minus mean from scratch, in points
 """
 
 import argparse
+import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+
+from pipelines.config import resolve
+from pipelines.training.history import read_history
+from vast.train.job import Place
+from vast.train.loop import Run
+from vast.train.metrics import Score
 
 WHOLE = "all axes"
 AXES = {
@@ -31,14 +52,30 @@ AXES = {
     "no shift along height": ["model.vertical_shift=false"],
     "no shift along width": ["model.horizontal_shift=false"],
 }
-FRAMES = ["data.num_frames=16", "optim.epochs=12", "eval.every_epochs=12", "checkpoint.every_epochs=12"]
-"""The demo's steps. After half of them it is chance whether a network has learned motion yet: with all axes 98 and 50 %
-(seeds 0 and 1), without height 60 and 86 %, without width 74 and 51 %."""
+KINETICS_LISTS = ["--annotations", "annotations", "--videos", "videos"]
+FORMS = {"with bias": [], "without bias": ["model.bias=false"]}
+FRAMES = [
+    "data.num_frames=16",
+    "data.num_readers=0",
+    "optim.epochs=12",
+    "eval.every_epochs=2",
+    "checkpoint.every_epochs=12",
+]
+"""The demo's steps, watched more closely."""
 LONG = ["optim.epochs=16", "eval.every_epochs=16", "checkpoint.every_epochs=16"]
 """Pretraining until it tells motion: after the demo's 6 epochs of half the clips it goes by looks (42 % of 8 classes),
 and starting from that is worse than starting from scratch (51 % against 83 % after `SHORT`, seed 0)."""
 SHORT = ["optim.epochs=3", "optim.warmup_epochs=0.5", "eval.every_epochs=3", "checkpoint.every_epochs=3"]
 """So few steps that starting from scratch has not learned motion yet."""
+STARTS = {"from pretraining": True, "from scratch": False}
+
+
+class Scores(NamedTuple):
+    """Top-1 of a run in percent."""
+
+    last: float
+    over_training: float
+    """Mean over its evaluations."""
 
 
 def main() -> None:
@@ -46,27 +83,50 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few clips and steps")
     parser.add_argument("--seeds", type=int, default=3, metavar="N")
+    parser.add_argument("--only", choices=["axes", "start"], help="one part")
     parser.add_argument("--out", default=".vast/learning", metavar="DIR", help="(default: .vast/learning)")
     args = parser.parse_args()
     out = Path(args.out).resolve() / ("quick" if args.quick else "full")
     clips = (32, 16) if args.quick else (640, 240)
-    seeds = range(1 if args.quick else args.seeds)
     less = ["optim.epochs=1", "optim.warmup_epochs=0", "eval.every_epochs=1"] if args.quick else []
     ssv2 = make_set(out, "ssv2", clips, ["--annotations", "labels", "--videos", "20bn-something-something-v2"])
-    kinetics_lists = ["--annotations", "annotations", "--videos", "videos"]
-    kinetics = make_set(out, "kinetics", (clips[0], clips[1] // 3), kinetics_lists)
-
-    scores: dict[str, list[float]] = {}
-    for seed in seeds:
-        for number, (label, switches) in enumerate(AXES.items()):
-            words = [*FRAMES, *switches, *less, f"data.url={ssv2}", f"seed={seed}", f"name=axes-{number}"]
-            scores.setdefault(label, []).append(train(out, "demo_finetune_ssv2", words)[1])
-        words = [*LONG, *less, f"data.url={kinetics}", f"seed={seed}"]
-        model, _ = train(out, "demo_pretrain_kinetics", words)
-        for label, start in (("from pretraining", [f"init_from={model}"]), ("from scratch", [])):
-            words = [*SHORT, *start, *less, f"data.url={ssv2}", f"seed={seed}", f"name=start-{len(start)}"]
-            scores.setdefault(label, []).append(train(out, "demo_finetune_ssv2", words)[1])
+    seeds = range(1 if args.quick else args.seeds)
+    scores: dict[str, list[Scores]] = {}
+    if args.only != "start":
+        scores |= compare_axes(out, ssv2, seeds, less)
+    if args.only != "axes":
+        kinetics = make_set(out, "kinetics", (clips[0], clips[1] // 3), KINETICS_LISTS)
+        scores |= compare_starts(out, ssv2, kinetics, seeds, less)
     print(json.dumps(summary(scores, args.quick)))
+
+
+def compare_axes(out: Path, ssv2: Path, seeds: range, less: list[str]) -> dict[str, list[Scores]]:
+    """Scores of each axis and form, seed by seed."""
+    settings = list(itertools.product(seeds, FORMS, AXES))  # seed by seed, so that what is there early compares
+    jobs = []
+    for seed, form, axis in settings:
+        name = f"axes-{list(FORMS).index(form)}{list(AXES).index(axis)}-{seed}"
+        jobs.append([*FRAMES, *FORMS[form], *AXES[axis], *less, f"data.url={ssv2}", f"seed={seed}", f"name={name}"])
+    scores: dict[str, list[Scores]] = {}
+    # as for ranks: glibc keeps freed memory, instead of faulting fresh pages in
+    os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+    with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
+        for (_, form, axis), found in zip(settings, pool.map(partial(train_here, out), jobs), strict=True):
+            scores.setdefault(f"{axis}, {form}", []).append(found)
+            print(f"{axis}, {form}: {found.last:.1f} %, over training {found.over_training:.1f} %", flush=True)
+    return scores
+
+
+def compare_starts(out: Path, ssv2: Path, kinetics: Path, seeds: range, less: list[str]) -> dict[str, list[Scores]]:
+    """Scores from pretraining and from scratch, seed by seed."""
+    scores: dict[str, list[Scores]] = {}
+    for seed in seeds:
+        model, _ = train(out, "demo_pretrain_kinetics", [*LONG, *less, f"data.url={kinetics}", f"seed={seed}"])
+        for label, pretrained in STARTS.items():
+            begun = [f"init_from={model}"] if pretrained else []
+            words = [*SHORT, *begun, *less, f"data.url={ssv2}", f"seed={seed}", f"name=start-{pretrained:d}"]
+            scores.setdefault(label, []).append(train(out, "demo_finetune_ssv2", words)[1])
+    return scores
 
 
 def make_set(out: Path, kind: str, clips: tuple[int, int], layout: list[str]) -> Path:
@@ -82,14 +142,60 @@ def make_set(out: Path, kind: str, clips: tuple[int, int], layout: list[str]) ->
     return shards
 
 
-def train(out: Path, recipe: str, words: list[str]) -> tuple[str, float]:
-    """Train a recipe (or find it finished) and return the model's URL and its top-1 in percent."""
+class Watcher:
+    """Observer that keeps the scores, and tracker of nothing."""
+
+    def __init__(self) -> None:
+        self.top1: list[float] = []
+
+    def evaluated(self, epoch: int, step: int, result: Score) -> bool:
+        """Keep one."""
+        self.top1.append(result.top1)
+        return False
+
+    def wants_stop(self) -> bool:
+        """Never."""
+        return False
+
+    def started(self, message: str, step: int, total_steps: int) -> None:
+        """Nothing."""
+
+    def stepped(self, step: int, total_steps: int, figures: dict[str, float]) -> None:
+        """Nothing."""
+
+    def saved(self, step: int, figures: dict[str, float], write: Callable[[Path], None]) -> None:
+        """Nothing."""
+
+    def noted(self, text: str) -> None:
+        """Nothing."""
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Nothing."""
+
+
+def train_here(out: Path, words: list[str]) -> Scores:
+    """Train the demo's fine-tuning in this process, on one thread, or read its scores if it is done."""
+    config = resolve("demo_finetune_ssv2", words)
+    kept = out / "axes" / f"{config.run_name()}.json"
+    if not kept.is_file():
+        torch.set_num_threads(1)
+        watcher = Watcher()
+        Run(config, Place(), watcher, watcher).fit()
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(watcher.top1))
+    top1 = json.loads(kept.read_text())
+    return Scores(top1[-1], statistics.mean(top1))
+
+
+def train(out: Path, recipe: str, words: list[str]) -> tuple[str, Scores]:
+    """Train a recipe by command (or find it finished) and return the model's URL and its scores."""
     said = vast("finetune", recipe, "--output", str(out / "runs"), "--ranks", "2", *words)
     model = next(line.split(maxsplit=1)[1] for line in said.splitlines() if line.startswith("model "))
     run = Path(model).parent
-    top1: float = json.loads((run / "result.json").read_text())["score"]["top1"]
-    print(f"{run.name}: {top1:.1f} %  ({' '.join(words)})", flush=True)
-    return model, top1
+    last: float = json.loads((run / "result.json").read_text())["score"]["top1"]
+    scores = Scores(last, float(read_history(str(run)).series("eval/top1")[1].mean()))
+    print(f"{run.name}: {last:.1f} %  ({' '.join(words)})", flush=True)
+    return model, scores
 
 
 def vast(*words: str) -> str:
@@ -100,21 +206,35 @@ def vast(*words: str) -> str:
     return done.stdout
 
 
-def summary(scores: dict[str, list[float]], quick: bool) -> dict[str, Any]:
-    """Means, deviations, and the two margins."""
-    means = {label: statistics.mean(values) for label, values in scores.items()}
+def summary(scores: dict[str, list[Scores]], quick: bool) -> dict[str, Any]:
+    """Means, deviations, and the margins."""
+    figures: dict[str, Any] = {"quick": quick}
+    for field in Scores._fields:
+        figures[f"top1_{field}"] = {
+            label: spread([getattr(found, field) for found in runs]) for label, runs in scores.items()
+        }
+    over_training, last = figures["top1_over_training"], figures["top1_last"]
+    figures["margin_over_best_ablated"] = {
+        form: round(
+            over_training[f"{WHOLE}, {form}"]["mean"]
+            - max(over_training[f"{axis}, {form}"]["mean"] for axis in AXES if axis != WHOLE),
+            2,
+        )
+        for form in FORMS
+        if f"{WHOLE}, {form}" in scores
+    }
+    if all(label in scores for label in STARTS):
+        pretrained, scratch = (last[label]["mean"] for label in STARTS)
+        figures["margin_over_scratch"] = round(pretrained - scratch, 2)
+    return figures
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Each value, their mean and deviation."""
     return {
-        "quick": quick,
-        "top1": {
-            label: {
-                "seeds": [round(value, 2) for value in values],
-                "mean": round(means[label], 2),
-                "std": round(statistics.stdev(values), 2) if len(values) > 1 else None,
-            }
-            for label, values in scores.items()
-        },
-        "margin_over_best_ablated": round(means[WHOLE] - max(means[label] for label in AXES if label != WHOLE), 2),
-        "margin_over_scratch": round(means["from pretraining"] - means["from scratch"], 2),
+        "seeds": [round(value, 2) for value in values],
+        "mean": round(statistics.mean(values), 2),
+        "std": round(statistics.stdev(values), 2) if len(values) > 1 else None,
     }
 
 
