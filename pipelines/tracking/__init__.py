@@ -1,7 +1,7 @@
-"""MLflow: the driver creates and ends runs; ranks send figures from a background thread that never delays a step.
+"""MLflow: the driver creates and ends runs; ranks have figures sent by a process that never delays a step.
 
 Measured on MLflow 3.17: with its defaults one `log_metric` against a dead server blocks for 246 s, and its own async
-mode loses the points. So figures go through a queue and a spool of ours.
+mode loses the points. So figures go through a queue and a spool of ours, and no rank imports it.
 """
 
 import os

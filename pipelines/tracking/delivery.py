@@ -8,6 +8,7 @@ which MLflow's database (the primary key of `metrics`) and so the server leave a
 
 import json
 import shutil
+import time
 from array import array
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -19,6 +20,9 @@ from pipelines.tracking.runs import RunRef, reason
 from pipelines.tracking.spool import Point, Spool, Waiting, read_segment, spools
 
 BATCH = 500  # the server's limit is 1000
+RETRY_S = 5.0  # a server that hangs costs the sender ten seconds a try
+OTHERS_S = 5.0  # that another sender is given
+ELSEWHERE = "another process on this machine is sending it"
 
 
 class Steps:
@@ -52,7 +56,7 @@ class Delivery:
         try:
             self._lock = self._lock or self.spool.lock()
             if self._lock is None:
-                self.trouble = "another process on this machine is sending it"
+                self.trouble = ELSEWHERE
                 return False
             while segments := self.spool.segments():
                 for segment in segments:
@@ -75,10 +79,11 @@ class Delivery:
                 self.spool.tidy()
             self._lock.close()
             self._lock = None
+            self._known.clear()
 
     def _mlflow(self) -> Any:
         if self._client is None:
-            from mlflow import MlflowClient  # seconds to import: here, not in the training thread
+            from mlflow import MlflowClient  # seconds to import: only when something waits
 
             self._client = MlflowClient(self.run.tracking_uri)
         return self._client
@@ -136,13 +141,15 @@ class Flushed:
 
 
 def flush(run: RunRef) -> Flushed:
-    """Send what waits on this machine for a run."""
+    """Send what waits on this machine for a run, or see that another process does."""
     spool = Spool(run)
     before = spool.waiting()
     if not spool.folder.exists():
         return Flushed(run, before, before, "")
     delivery = Delivery(spool)
-    delivery.send()
+    deadline = time.monotonic() + OTHERS_S  # the sender of a rank that was killed is soon done
+    while not delivery.send() and delivery.trouble == ELSEWHERE and spool.waiting() and time.monotonic() < deadline:
+        time.sleep(0.1)
     delivery.close()
     return Flushed(run, before, spool.waiting(), delivery.trouble or "a process of the run is still adding to it")
 

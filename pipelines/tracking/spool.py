@@ -100,6 +100,7 @@ class Spool:
 
     def _close(self) -> None:
         if self._segment is not None:
+            fcntl.flock(self._segment, fcntl.LOCK_UN)  # though a process that is just being started has it open too
             self._segment.close()
             self._segment = None
 
@@ -108,13 +109,18 @@ class Spool:
         with self._mutex:
             self._close()
 
+    def offer(self) -> None:
+        """Let others have what this process has added, once nothing else waits; so an outage makes few segments."""
+        if self._segment is not None and not self.segments():
+            self.close()
+
     def segments(self) -> list[Path]:
-        """Segments that nobody writes to any more, oldest first; this process's own last one is closed if need be."""
-        found = [path for path in sorted(self.folder.glob("*.points")) if _is_closed(path)]
-        if found:
-            return found
-        self.close()
+        """Segments that nobody writes to any more, oldest first."""
         return [path for path in sorted(self.folder.glob("*.points")) if _is_closed(path)]
+
+    def is_written_by(self, pid: int) -> bool:
+        """Whether a process still holds a segment."""
+        return not all(_is_closed(path) for path in self.folder.glob(f"*-{pid}.points"))
 
     def forget(self, segment: Path) -> None:
         """Remove a segment that is delivered, keeping aside what could not be read of it."""

@@ -1,15 +1,17 @@
 import multiprocessing
 import os
 import signal
+import threading
+import time
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Metric
 
 from pipelines import tracking
-from pipelines.tracking import MlflowTracker, RunRef
+from pipelines.tracking import RunRef
 from pipelines.tracking.delivery import Delivery, Steps
-from pipelines.tracking.spool import SEGMENT_BYTES, Spool
+from pipelines.tracking.spool import SEGMENT_BYTES, Spool, read_segment
 from tests.unit.pipelines.tracking.test_sender import history
 
 
@@ -19,24 +21,20 @@ def run(uri):
 
 
 def test_steps_that_a_resumed_run_does_again_are_there_once_and_the_first_wins(run):
-    before = MlflowTracker(run, flush_every_s=0.05)
-    for step in range(1, 16):
-        before.log(step, {"train/loss": float(step), "time/step_s": 0.5})
-    before.close()
-    after = MlflowTracker(run, flush_every_s=0.05)  # from a checkpoint of step 10
-    for step in range(11, 21):
-        after.log(step, {"train/loss": float(step), "time/step_s": 0.7})
-    after.close()
+    for steps, step_s in ((range(1, 16), 0.5), (range(11, 21), 0.7)):  # resumed from a checkpoint of step 10
+        points = [("train/loss", float(step), step) for step in steps] + [
+            ("time/step_s", step_s, step) for step in steps
+        ]
+        Spool(run).add([(name, value, time.time_ns() // 10**6, step) for name, value, step in points])
+        assert not tracking.flush(run).left
     assert history(run, "train/loss") == [(step, float(step)) for step in range(1, 21)]
     assert history(run, "time/step_s") == [(step, 0.5 if step <= 15 else 0.7) for step in range(1, 21)]
 
 
 def test_what_another_machine_kept_of_the_same_steps_fills_the_gaps_alone(run):
-    there = MlflowTracker(run, flush_every_s=0.05)
-    there.log(1, {"a": 1.0})
-    for step in (5, 6, 7):
-        there.log(step, {"a": 10.0 + step})
-    there.close()
+    client = MlflowClient(run.tracking_uri)
+    there = [Metric("a", 1.0, 1, 1), *(Metric("a", 10.0 + step, 2, step) for step in (5, 6, 7))]
+    client.log_batch(run.run_id, metrics=there)
     Spool(run).add([("a", float(step), 1000 + step, step) for step in range(1, 7)])
     assert tracking.flush(run).left.points == 0
     assert history(run, "a") == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 15.0), (6, 16.0), (7, 17.0)]
@@ -66,7 +64,8 @@ def test_a_request_that_failed_after_it_was_applied_is_asked_about(run, monkeypa
     assert not delivery.send()
     assert delivery.trouble == "the answer never came"
     spool.add([("a", 2.0, 2, 2)])
-    assert delivery.send()  # what was closed, and then what was not
+    spool.close()
+    assert delivery.send()
     delivery.close()
     assert sent == [["a", "b"], ["a"]]
     assert history(run, "a") == [(1, 1.0), (2, 2.0)]
@@ -84,7 +83,8 @@ def test_lines_that_cannot_be_read_are_kept_aside_and_counted(run, spool):
     assert tracking.waiting_runs() == [(run, done.left)]
 
 
-def test_a_segment_that_is_still_written_to_and_a_run_that_is_being_sent_are_left_alone(run):
+def test_a_segment_that_is_still_written_to_and_a_run_that_is_being_sent_are_left_alone(run, monkeypatch):
+    monkeypatch.setattr("pipelines.tracking.delivery.OTHERS_S", 0.3)
     writer, reader = Spool(run), Spool(run)
     writer.add([("a", 1.0, 1, 1)])
     assert reader.segments() == []
@@ -94,8 +94,37 @@ def test_a_segment_that_is_still_written_to_and_a_run_that_is_being_sent_are_lef
     assert "another process" in done.trouble
     assert done.left.points == 1
     delivery.close()
-    assert writer.segments() != []  # its own it closes
+    writer.offer()
     assert tracking.flush(run).left.points == 0
+
+
+def test_a_flush_waits_a_moment_for_another_process_that_is_sending(run, spool):
+    delivery = Delivery(Spool(run))
+    assert delivery.send()
+    Spool(run).add_end("FAILED", 1)
+    done = threading.Timer(0.5, delivery.close)
+    done.start()
+    assert not tracking.flush(run).left
+    done.join()
+    assert MlflowClient(run.tracking_uri).get_run(run.run_id).info.status == "FAILED"
+    assert list(spool.iterdir()) == []
+
+
+def test_points_are_offered_as_soon_as_nothing_else_waits(run):
+    writer = Spool(run)
+    writer.add([("a", 1.0, 1, 1)])
+    writer.offer()
+    (offered,) = writer.segments()
+    for step in range(2, 10):  # the server is away
+        writer.add([("a", 1.0, 1, step)])
+        writer.offer()
+    assert writer.segments() == [offered]
+    assert writer.is_written_by(os.getpid())
+    writer.forget(offered)
+    writer.offer()
+    (rest,) = writer.segments()
+    assert len(read_segment(rest)[0]) == 8
+    assert not writer.is_written_by(os.getpid())
 
 
 def test_long_outages_fill_segments_of_bounded_size(run, spool):
