@@ -41,6 +41,7 @@ import torch
 
 from pipelines.config import resolve
 from pipelines.training.history import read_history
+from pipelines.training.launch import ALLOCATOR
 from vast.train.job import Place
 from vast.train.loop import Run
 from vast.train.metrics import Score
@@ -108,8 +109,7 @@ def compare_axes(out: Path, ssv2: Path, seeds: range, less: list[str]) -> dict[s
         name = f"axes-{list(FORMS).index(form)}{list(AXES).index(axis)}-{seed}"
         jobs.append([*FRAMES, *FORMS[form], *AXES[axis], *less, f"data.url={ssv2}", f"seed={seed}", f"name={name}"])
     scores: dict[str, list[Scores]] = {}
-    # as for ranks: glibc keeps freed memory, instead of faulting fresh pages in
-    os.environ |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+    os.environ |= ALLOCATOR
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         for (_, form, axis), found in zip(settings, pool.map(partial(train_here, out), jobs), strict=True):
             scores.setdefault(f"{axis}, {form}", []).append(found)

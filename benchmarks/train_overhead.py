@@ -63,7 +63,10 @@ def measure(folder: Path, num_ranks: int, num_rounds: int, epochs: int) -> dict[
             (turn / "config.json").write_text(json.dumps({**config, "seed": number}))
             found[side].append(run(side, turn, num_ranks))
             told = found[side][-1]
-            print(f"{side:5}  {told['step_s'] * 1e3:7.1f} ms a step; first step after {told['first_step_s']:.1f} s")
+            print(
+                f"{side:5}  {told['step_s'] * 1e3:7.1f} ms a step; first step after {told['first_step_s']:.1f} s",
+                flush=True,
+            )
     steps = [(bare["step_s"], stack["step_s"]) for bare, stack in zip(found["bare"], found["stack"], strict=True)]
     ratios = [stack_s / bare_s for bare_s, stack_s in steps]
     return {
@@ -110,13 +113,15 @@ def make_config(folder: Path, epochs: int, num_train: int, global_batch: int) ->
 
 def run(side: str, turn: Path, num_ranks: int) -> dict[str, Any]:
     """One side's turn, in processes of its own; times are from before they start."""
+    from pipelines.training.launch import ALLOCATOR
+
     words = [__file__, "--side", side, "--folder", str(turn), "--ranks", str(num_ranks)]
     if side == "bare":
         words = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "BEGUN": str(time.time())}
     environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{turn}/mlflow.db", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     # what the stack sets for its ranks, so that the allocator is not what is compared
-    environment |= {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000"}
+    environment |= ALLOCATOR
     environment.pop("RAY_ADDRESS", None)
     done = subprocess.run([sys.executable, *words], env=environment, capture_output=True, text=True)
     if done.returncode:

@@ -27,6 +27,10 @@ from vast.train.config import TrainConfig
 from vast.train.metrics import Score
 
 RESULT = "result.json"
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", "MALLOC_ARENA_MAX": "1"}
+"""glibc in the ranks keeps freed activations instead of faulting fresh pages in: measured 10 % of a CPU step. One
+arena: Ray Train runs the loop in a thread, and a thread's own arena gives memory back whatever the settings: 5 to 9 %.
+"""
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,8 @@ def connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # also how often a report is collected
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # glibc in the ranks keeps freed activations instead of faulting fresh pages in: measured 10 % of a CPU step
-    os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "100000000000")
+    for name, value in ALLOCATOR.items():
+        os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
