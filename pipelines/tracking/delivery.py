@@ -81,9 +81,10 @@ class Delivery:
             self._lock = None
             self._known.clear()
 
-    def _mlflow(self) -> Any:
+    def client(self) -> Any:
+        """MLflow's client, made when it is first asked for."""
         if self._client is None:
-            from mlflow import MlflowClient  # seconds to import: only when something waits
+            from mlflow import MlflowClient  # seconds to import
 
             self._client = MlflowClient(self.run.tracking_uri)
         return self._client
@@ -96,13 +97,13 @@ class Delivery:
             first[name] = min(step, first.get(name, step))
         for name, step in first.items():
             if name not in self._known or step < self._known[name].since:
-                there = self._mlflow().get_metric_history(self.run.run_id, name)
+                there = self.client().get_metric_history(self.run.run_id, name)
                 self._known[name] = Steps(step, [point.step for point in there])
         fresh = [Metric(name, value, at_ms, step) for name, value, at_ms, step in points if self._known[name].add(step)]
         if not fresh:
             return
         try:
-            self._mlflow().log_batch(self.run.run_id, metrics=fresh)
+            self.client().log_batch(self.run.run_id, metrics=fresh)
         except BaseException:  # it may have been applied all the same
             for name in first:
                 del self._known[name]
@@ -111,7 +112,7 @@ class Delivery:
     def _send_deferred(self, path: Path) -> None:
         from mlflow.entities import RunTag
 
-        client, run_id = self._mlflow(), self.run.run_id
+        client, run_id = self.client(), self.run.run_id
         if path.is_dir():
             for file in sorted(one for one in path.rglob("*") if one.is_file()):
                 parent = file.parent.relative_to(path).as_posix()

@@ -6,6 +6,7 @@ Standard input ends when the process that logs closes it or dies in whatever way
 disk is sent, and this process ends.
 """
 
+import contextlib
 import json
 import select
 import sys
@@ -23,6 +24,8 @@ def main() -> None:
     run, flush_every_s, writer = RunRef(**json.loads(sys.argv[1])), float(sys.argv[2]), int(sys.argv[3])
     spool = Spool(run)
     delivery = Delivery(spool)
+    with contextlib.suppress(Exception):  # send() says what is the matter
+        delivery.client()  # now, while the ranks are still starting: seconds of a core, which steps might miss
     wait_s = 0.0
     while not select.select([sys.stdin], [], [], wait_s)[0]:
         wait_s = flush_every_s if delivery.send() else RETRY_S
