@@ -1,6 +1,6 @@
 """The operator of torch's own calls with a hand-written backward: every switch, any device.
 
-Forward 8 memory passes (shift 2, mean 1, convolution 2, product and sum 3), backward 14. Autograd through the same
+Forward 8 memory passes (shift 2, mean 1, convolution 2, product and sum 3), backward 15. Autograd through the same
 formula takes 44 to 57 in all, most of it to add up full-size tensors of zeros.
 
 Dimensions: B clips · T frames (1 where a clip is pooled whole) · H rows · W columns · C channels.

@@ -5,7 +5,7 @@ that the channel's group comes from. That tap is added to the learned kernel, so
 cost nothing. The gradient of alpha is the gradient of that tap, summed within the clip. A 3x3 kernel has no tap in
 other frames, so there the temporal groups of v are added by themselves.
 
-Forward 6 memory passes, backward 7 (u = v, 3x3), against 8 and 14 of `eager`. Valid for zero borders and clips
+Forward 6 memory passes, backward 7 (u = v, 3x3), against 8 and 15 of `eager`. Valid for zero borders and clips
 pooled whole, since each clip has one kernel; worth it where a clip outweighs the call of a convolution.
 
 Dimensions: B clips · T frames (1 where a clip is pooled whole) · H rows · W columns · C channels.
