@@ -87,7 +87,7 @@ def test_make_demo_takes_the_whole_path(tmp_path):
     assert (Path(summary["checkpoint"]) / "model.safetensors").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_every_vast_command(ray_local, s3_server, mlflow_server, tmp_path, monkeypatch, capfd):
     """The whole path through S3 and a tracking server, in the README's own words; then what it left in MLflow."""
     monkeypatch.chdir(tmp_path)
