@@ -86,7 +86,7 @@ def time_kernels(shape: tuple[int, ...], mixing: Mixing, tune: bool) -> dict[str
 
     v, grad = (torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     weights = make_weights(shape[-1])
-    alpha = scale_of(kernels.pool(v, mixing)[0], weights).alpha_BTC.detach()
+    alpha = scale_of(kernels.pool(v, mixing)[0], weights).alpha_RC.detach()
     kernel, bias = weights.kernel.detach(), weights.kernel_bias.detach()
     steps: dict[str, Callable[[Any], Any]] = {
         "mix": lambda tiles: kernels.mix(v, None, alpha, kernel, bias, mixing, tiles),

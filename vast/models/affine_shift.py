@@ -11,7 +11,7 @@ and beta, and whether they see v or s, are our choice:
 `affine_shift` is the whole of it between the two projections. Its plain form is below; the faster ones are in
 `kernels`, and `kernels.operator.choose_path` says which one runs where.
 
-Dimensions: B clips · T frames (1 where a clip is pooled whole) · H rows · W columns · C channels.
+Dimensions: B clips · T frames · H rows · W columns · C channels · R rows of means, one a clip or one a frame.
 """
 
 from __future__ import annotations
@@ -68,12 +68,14 @@ def plain_affine_shift(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing) 
 def plain_scale(u_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing) -> Tensor:
     """alpha_BTHWC of the tokens it is computed from, rounded once, to their type."""
     pooled_BTHWC = u_BTHWC.mean(mixing.pool_axes, keepdim=True, dtype=wide_type(u_BTHWC))
+    pooled_RC = pooled_BTHWC.flatten(0, -2)
     device = u_BTHWC.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         with torch.autocast(device, enabled=False):
-            return scale_of(pooled_BTHWC, weights).alpha_BTC.to(u_BTHWC.dtype)
-    # Without a context where there is no need: exporters stumble over it.
-    return scale_of(pooled_BTHWC, weights).alpha_BTC.to(u_BTHWC.dtype)
+            alpha_RC = scale_of(pooled_RC, weights).alpha_RC
+    else:  # without a context where there is no need: exporters stumble over it
+        alpha_RC = scale_of(pooled_RC, weights).alpha_RC
+    return alpha_RC.view(pooled_BTHWC.shape).to(u_BTHWC.dtype)
 
 
 class ChannelScale(nn.Module):

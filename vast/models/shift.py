@@ -126,23 +126,33 @@ def copy_shifted(x_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border
     if not groups:
         return x_BTHWC.clone()
     x_BTHWC = x_BTHWC.contiguous()
-    out_BTHWC = torch.empty_like(x_BTHWC)
-    moved = moves(x_BTHWC.shape, _cover(groups, x_BTHWC.shape[-1]))
-    torch._foreach_copy_(views(out_BTHWC, moved.receivers), views(x_BTHWC, moved.senders))
+    moved = _all_moves(x_BTHWC.shape, groups, False)
+    out_BTHWC = _copy_moved(x_BTHWC, moved)
+    edges = views(out_BTHWC, moved.edges)
     if border == "zero":
-        torch._foreach_zero_(views(out_BTHWC, moved.edges))
+        torch._foreach_zero_(edges)
     else:
-        torch._foreach_copy_(views(out_BTHWC, moved.edges), views(x_BTHWC, moved.edges))
+        torch._foreach_copy_(edges, views(x_BTHWC, moved.edges))
     return out_BTHWC
 
 
 def copy_unshifted(grad_BTHWC: Tensor, groups: tuple[ShiftGroup, ...], border: Border) -> Tensor:
     """The transpose of `copy_shifted`: from the gradient of its output to that of its input."""
+    if not groups:
+        return grad_BTHWC.clone()
     grad_BTHWC = grad_BTHWC.contiguous()
-    out_BTHWC = copy_shifted(grad_BTHWC, _turned_round(groups), "zero")
+    moved = _all_moves(grad_BTHWC.shape, groups, True)
+    out_BTHWC = _copy_moved(grad_BTHWC, moved)
+    torch._foreach_zero_(views(out_BTHWC, moved.edges))
     if border == "replicate":  # the outermost plane was also copied onto itself
         edges = moves(grad_BTHWC.shape, groups).edges
         torch._foreach_add_(views(out_BTHWC, edges), views(grad_BTHWC, edges))
+    return out_BTHWC
+
+
+def _copy_moved(x_BTHWC: Tensor, moved: Moves) -> Tensor:
+    out_BTHWC = torch.empty_like(x_BTHWC)
+    torch._foreach_copy_(views(out_BTHWC, moved.receivers), views(x_BTHWC, moved.senders))
     return out_BTHWC
 
 
@@ -185,9 +195,11 @@ def views(x_BTHWC: Tensor, places: tuple[View, ...]) -> list[Tensor]:
     return [x_BTHWC.as_strided(size, stride, first + offset) for size, stride, offset in places]
 
 
-@lru_cache
-def _turned_round(groups: tuple[ShiftGroup, ...]) -> tuple[ShiftGroup, ...]:
-    return tuple(group._replace(offset=-group.offset) for group in groups)
+@lru_cache(maxsize=256)
+def _all_moves(shape: tuple[int, ...], groups: tuple[ShiftGroup, ...], back: bool) -> Moves:
+    """The views of groups that move, there or back, and of all other channels."""
+    turned = (group._replace(offset=-group.offset if back else group.offset) for group in groups)
+    return moves(shape, _cover(tuple(turned), shape[-1]))
 
 
 @lru_cache

@@ -15,7 +15,7 @@ A program of `_stencil` owns some columns and channels of a frame and walks down
 that a row is loaded for its three columns but not again for its neighbour rows. Zero borders, a 1x3x3 kernel, and
 float32 or half precision only; `operator.choose_path` knows.
 
-Dimensions: B clips · T frames (1 where a clip is pooled whole) · H rows · W columns · C channels · K taps · P programs.
+Dimensions: B clips · T frames (or 1) · H rows · W columns · C channels · R rows of means · K taps · P programs.
 """
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
 
@@ -264,14 +264,14 @@ def pool(v_BTHWC: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor | None]:
     if mixing.affine_input == "s":
         sums_BTC = _move_frames(sums_BTC, mixing)
     if mixing.scale_pool == "frame":
-        return sums_BTC / (H * W), None
-    return sums_BTC.sum(1, keepdim=True) / (T * H * W), None
+        return sums_BTC.flatten(0, 1) / (H * W), None
+    return sums_BTC.sum(1) / (T * H * W), None
 
 
 def mix(
     v_BTHWC: Tensor,
     kept_BTHWC: Tensor | None,
-    alpha_BTC: Tensor,
+    alpha_RC: Tensor,
     kernel: Tensor | None,
     kernel_bias: Tensor | None,
     mixing: Mixing,
@@ -279,15 +279,15 @@ def mix(
 ) -> Tensor:
     """See `Kernels`."""
     C = v_BTHWC.shape[-1]
-    bias_BTC = alpha_BTC.new_zeros(C) if kernel_bias is None else kernel_bias.to(alpha_BTC.dtype)
-    return _run_stencil(v_BTHWC, _taps(kernel, alpha_BTC), alpha_BTC, bias_BTC.expand(1, 1, C), mixing, False, tiles)
+    bias_C = alpha_RC.new_zeros(C) if kernel_bias is None else kernel_bias.to(alpha_RC.dtype)
+    return _run_stencil(v_BTHWC, _taps(kernel, alpha_RC), alpha_RC, bias_C.view(1, 1, C), mixing, False, tiles)
 
 
 def weight_grads(
     v_BTHWC: Tensor,
     kept_BTHWC: Tensor | None,
     grad_BTHWC: Tensor,
-    alpha_BTC: Tensor,
+    alpha_RC: Tensor,
     kernel: Tensor | None,
     mixing: Mixing,
     tiles: Tiles | None = None,
@@ -312,29 +312,30 @@ def weight_grads(
             tap = _NUM_TAPS + 1 if axis == T_AXIS else _NUM_TAPS // 2 - offset * 3 ** (3 - axis)
             d_alpha_BTC[..., start:stop] = sums_BTKC[:, :, tap, start:stop]
     if kernel is None:
-        return d_alpha_BTC, None, None, None
+        return d_alpha_BTC.flatten(0, 1), None, None, None
     sums_KC = sums_BTKC.sum((0, 1))
-    return d_alpha_BTC, sums_KC[:_NUM_TAPS].T.reshape(kernel.shape), sums_KC[_NUM_TAPS], None
+    return d_alpha_BTC.flatten(0, 1), sums_KC[:_NUM_TAPS].T.reshape(kernel.shape), sums_KC[_NUM_TAPS], None
 
 
 def value_grad(
     grad_BTHWC: Tensor,
     carried_BTHWC: Tensor | None,
-    alpha_BTC: Tensor,
-    d_mean_BTC: Tensor,
+    alpha_RC: Tensor,
+    d_mean_RC: Tensor,
     kernel: Tensor | None,
     mixing: Mixing,
     tiles: Tiles | None = None,
 ) -> Tensor:
     """See `Kernels`."""
-    mirrored = _taps(kernel, alpha_BTC).flip(0)
-    return _run_stencil(grad_BTHWC, mirrored, alpha_BTC, d_mean_BTC, mixing, True, tiles)
+    mirrored = _taps(kernel, alpha_RC).flip(0)
+    d_mean_BTC = d_mean_RC.view(grad_BTHWC.shape[0], -1, grad_BTHWC.shape[-1])
+    return _run_stencil(grad_BTHWC, mirrored, alpha_RC, d_mean_BTC, mixing, True, tiles)
 
 
 def _run_stencil(
     x_BTHWC: Tensor,
     taps_KC: Tensor,
-    alpha_BTC: Tensor,
+    alpha_RC: Tensor,
     bias_BTC: Tensor,
     mixing: Mixing,
     backward: bool,
@@ -344,7 +345,7 @@ def _run_stencil(
     tiles = tiles or choose_tiles(x_BTHWC.shape, mixing.scale_pool == "frame")
     out_BTHWC = torch.empty_like(x_BTHWC)
     grid = (B * T, triton.cdiv(H, tiles.rows) * triton.cdiv(W, tiles.columns), triton.cdiv(C, tiles.channels))
-    alpha_BTC, bias_BTC = alpha_BTC.contiguous(), bias_BTC.contiguous()
+    alpha_BTC, bias_BTC = alpha_RC.contiguous().view(B, -1, C), bias_BTC.contiguous()
     with _device_of(x_BTHWC):
         _stencil[grid](
             *(x_BTHWC, out_BTHWC, taps_KC.contiguous(), alpha_BTC, bias_BTC, T, H, W, C),

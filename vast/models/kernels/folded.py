@@ -8,7 +8,7 @@ other frames, so there the temporal groups of v are added by themselves.
 Forward 6 memory passes, backward 7 (u = v, 3x3), against 8 and 15 of `eager`. Valid for zero borders and clips
 pooled whole, since each clip has one kernel; worth it where a clip outweighs the call of a convolution.
 
-Dimensions: B clips · T frames (1 where a clip is pooled whole) · H rows · W columns · C channels.
+Dimensions: B clips · T frames · H rows · W columns · C channels · R rows of means, here one a clip.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SLICE_MIN_CHANNELS = 32
 def mix(
     v_BTHWC: Tensor,
     kept_BTHWC: Tensor | None,
-    alpha_BTC: Tensor,
+    alpha_RC: Tensor,
     kernel: Tensor | None,
     kernel_bias: Tensor | None,
     mixing: Mixing,
@@ -45,9 +45,9 @@ def mix(
     if kernel is None or kernel_bias is None:
         raise ValueError("the folded path needs a depth-wise kernel")
     source_BTHWC = v_BTHWC if kept_BTHWC is None else kept_BTHWC
-    kernels = _clip_kernels(kernel, alpha_BTC, mixing, v_BTHWC).unbind()
+    kernels = _clip_kernels(kernel, alpha_RC, mixing, v_BTHWC).unbind()
     z_BTHWC = _conv_each_clip(source_BTHWC, kernels, [kernel_bias.to(v_BTHWC.dtype)] * len(kernels))
-    _add_groups_beside(z_BTHWC, v_BTHWC, alpha_BTC, _groups_beside(kernel, mixing, v_BTHWC), backward=False)
+    _add_groups_beside(z_BTHWC, v_BTHWC, alpha_RC, _groups_beside(kernel, mixing, v_BTHWC), backward=False)
     return z_BTHWC
 
 
@@ -55,7 +55,7 @@ def weight_grads(
     v_BTHWC: Tensor,
     kept_BTHWC: Tensor | None,
     grad_BTHWC: Tensor,
-    alpha_BTC: Tensor,
+    alpha_RC: Tensor,
     kernel: Tensor | None,
     mixing: Mixing,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -70,27 +70,27 @@ def weight_grads(
     d_kernels = torch.stack([d_kernel for d_kernel, _ in grads]).to(wide)
     d_bias = torch.stack([d_bias for _, d_bias in grads]).sum(0, dtype=wide)
     taps = _scale_taps(kernel.shape, mixing, v_BTHWC.shape[1], wide)
-    d_alpha_BC = (d_kernels * taps).flatten(2).sum(2)
-    _add_alpha_grads_beside(d_alpha_BC, v_BTHWC, grad_BTHWC, _groups_beside(kernel, mixing, v_BTHWC))
-    return d_alpha_BC.unsqueeze(1), d_kernels.sum(0), d_bias, None
+    d_alpha_RC = (d_kernels * taps).flatten(2).sum(2)
+    _add_alpha_grads_beside(d_alpha_RC, v_BTHWC, grad_BTHWC, _groups_beside(kernel, mixing, v_BTHWC))
+    return d_alpha_RC, d_kernels.sum(0), d_bias, None
 
 
 def value_grad(
     grad_BTHWC: Tensor,
     carried_BTHWC: Tensor | None,
-    alpha_BTC: Tensor,
-    d_mean_BTC: Tensor,
+    alpha_RC: Tensor,
+    d_mean_RC: Tensor,
     kernel: Tensor | None,
     mixing: Mixing,
 ) -> Tensor:
     """See `Kernels`; the gradient of the mean enters as the bias of the convolution."""
     if kernel is None:
         raise ValueError("the folded path needs a depth-wise kernel")
-    kernels = flipped(_clip_kernels(kernel, alpha_BTC, mixing, grad_BTHWC), kernel.ndim - 2).unbind()
-    d_BTHWC = _conv_each_clip(grad_BTHWC, kernels, d_mean_BTC[:, 0].to(grad_BTHWC.dtype).unbind())
+    kernels = flipped(_clip_kernels(kernel, alpha_RC, mixing, grad_BTHWC), kernel.ndim - 2).unbind()
+    d_BTHWC = _conv_each_clip(grad_BTHWC, kernels, d_mean_RC.to(grad_BTHWC.dtype).unbind())
     if mixing.affine_input == "s":
         return copy_unshifted(d_BTHWC, mixing.groups(grad_BTHWC.shape[1]), mixing.border)
-    _add_groups_beside(d_BTHWC, grad_BTHWC, alpha_BTC, _groups_beside(kernel, mixing, grad_BTHWC), backward=True)
+    _add_groups_beside(d_BTHWC, grad_BTHWC, alpha_RC, _groups_beside(kernel, mixing, grad_BTHWC), backward=True)
     return d_BTHWC
 
 
@@ -105,11 +105,11 @@ def _conv_each_clip(x_BTHWC: Tensor, kernels: Sequence[Tensor], biases: Sequence
     return out_BTHWC
 
 
-def _clip_kernels(kernel: Tensor, alpha_BTC: Tensor, mixing: Mixing, like_BTHWC: Tensor) -> Tensor:
+def _clip_kernels(kernel: Tensor, alpha_RC: Tensor, mixing: Mixing, like_BTHWC: Tensor) -> Tensor:
     """For each clip the learned kernel with the clip's scale added to one tap of each channel."""
-    taps = _scale_taps(kernel.shape, mixing, like_BTHWC.shape[1], alpha_BTC.dtype)
-    alpha = alpha_BTC[:, 0].view(-1, kernel.shape[0], *[1] * (kernel.ndim - 1))
-    return torch.addcmul(kernel.to(alpha_BTC.dtype), alpha, taps).to(like_BTHWC.dtype)
+    taps = _scale_taps(kernel.shape, mixing, like_BTHWC.shape[1], alpha_RC.dtype)
+    alpha = alpha_RC.view(*alpha_RC.shape, *[1] * (kernel.ndim - 1))
+    return torch.addcmul(kernel.to(alpha_RC.dtype), alpha, taps).to(like_BTHWC.dtype)
 
 
 def _scale_taps(shape: torch.Size, mixing: Mixing, num_frames: int, dtype: torch.dtype) -> Tensor:
@@ -140,11 +140,11 @@ def _groups_beside(kernel: Tensor, mixing: Mixing, like_BTHWC: Tensor) -> tuple[
 
 
 def _add_groups_beside(
-    out_BTHWC: Tensor, x_BTHWC: Tensor, alpha_BTC: Tensor, groups: tuple[ShiftGroup, ...], backward: bool
+    out_BTHWC: Tensor, x_BTHWC: Tensor, alpha_RC: Tensor, groups: tuple[ShiftGroup, ...], backward: bool
 ) -> None:
     """Add alpha times the groups of the neighbouring frames, taken from where they go in the backward pass."""
     if groups and _too_narrow_to_slice(groups[0], x_BTHWC):
-        kernels = alpha_BTC.transpose(1, 2).unsqueeze(-1) * _frame_taps(x_BTHWC.shape[-1], groups, alpha_BTC.dtype)
+        kernels = alpha_RC[..., None, None] * _frame_taps(x_BTHWC.shape[-1], groups, alpha_RC.dtype)
         kernels = (kernels.flip(2) if backward else kernels).to(x_BTHWC.dtype)
         for b, kernel in enumerate(kernels):
             image = _frames_as_rows(x_BTHWC[b])
@@ -152,7 +152,7 @@ def _add_groups_beside(
             out_BTHWC[b] += moved.permute(0, 2, 3, 1).reshape(x_BTHWC.shape[1:])
         return
     if groups:
-        alpha_BTHWC = alpha_BTC.to(x_BTHWC.dtype).unsqueeze(2).unsqueeze(2)
+        alpha_BTHWC = alpha_RC.to(x_BTHWC.dtype)[:, None, None, None]
         alphas = [alpha_BTHWC[..., group.start : group.stop] for group in groups]
         senders, receivers, _ = moves(x_BTHWC.shape, groups)
         here, there = (senders, receivers) if backward else (receivers, senders)
@@ -160,22 +160,22 @@ def _add_groups_beside(
 
 
 def _add_alpha_grads_beside(
-    d_alpha_BC: Tensor, v_BTHWC: Tensor, grad_BTHWC: Tensor, groups: tuple[ShiftGroup, ...]
+    d_alpha_RC: Tensor, v_BTHWC: Tensor, grad_BTHWC: Tensor, groups: tuple[ShiftGroup, ...]
 ) -> None:
     """Add the gradient of alpha in the groups of the neighbouring frames."""
     if groups and _too_narrow_to_slice(groups[0], v_BTHWC):
         num_channels = v_BTHWC.shape[-1]
-        taps = _frame_taps(num_channels, groups, d_alpha_BC.dtype)
+        taps = _frame_taps(num_channels, groups, d_alpha_RC.dtype)
         for b, like in enumerate(taps.to(v_BTHWC.dtype).unsqueeze(1).expand(len(v_BTHWC), -1, -1, -1, -1)):
             _, d_kernel, _ = torch.ops.aten.convolution_backward.default(
                 *(_frames_as_rows(grad_BTHWC[b]), _frames_as_rows(v_BTHWC[b]), like, None, [1, 1], [1, 0], [1, 1]),
                 *(False, [0, 0], num_channels, [False, True, False]),
             )
-            d_alpha_BC[b] += (d_kernel[:, 0] * taps).sum((1, 2))
+            d_alpha_RC[b] += (d_kernel[:, 0] * taps).sum((1, 2))
         return
     senders, receivers, _ = moves(v_BTHWC.shape, groups)
     for group, sent, received in zip(groups, views(v_BTHWC, senders), views(grad_BTHWC, receivers), strict=True):
-        d_alpha_BC[:, group.start : group.stop] += (sent * received).sum((1, 2, 3), dtype=d_alpha_BC.dtype)
+        d_alpha_RC[:, group.start : group.stop] += (sent * received).sum((1, 2, 3), dtype=d_alpha_RC.dtype)
 
 
 def _too_narrow_to_slice(group: ShiftGroup, like: Tensor) -> bool:

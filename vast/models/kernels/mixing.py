@@ -2,10 +2,10 @@
 
     s = Shift(v);   z = alpha * s + DWConv(u);   alpha = sigmoid(MLP(mean of u));   u = v or s
 
-An implementation (`Kernels`) does the four steps that touch tokens. Everything else is small, [B, 1 or T, C], and is
-done once for all of them in `operator`: the MLP of the scale, its backward, and the sums over clips.
+An implementation (`Kernels`) does the four steps that touch tokens. Everything else is small, a row a clip or frame,
+and is done once for all of them in `operator`: the MLP of the scale, its backward, and the sums over clips.
 
-Dimensions: B clips · T frames (1 where a clip is pooled whole) · H rows · W columns · C channels.
+Dimensions: B clips · T frames · H rows · W columns · C channels · R rows of means, one a clip or one a frame.
 """
 
 from __future__ import annotations
@@ -57,19 +57,19 @@ class Mixing(NamedTuple):
 
 
 class Kernels(Protocol):
-    """The four steps that touch tokens. Sums are in the tokens' `wide_type`.
+    """The four steps that touch tokens. Means and the gradient of alpha are in the tokens' `wide_type`.
 
     `kept` is what `pool` made and later steps can use: the shifted tokens, or none.
     """
 
     def pool(self, v_BTHWC: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor | None]:
-        """pooled_BTC, the mean of u; and what to keep."""
+        """pooled_RC, the mean of u; and what to keep."""
 
     def mix(
         self,
         v_BTHWC: Tensor,
         kept_BTHWC: Tensor | None,
-        alpha_BTC: Tensor,
+        alpha_RC: Tensor,
         kernel: Tensor | None,
         kernel_bias: Tensor | None,
         mixing: Mixing,
@@ -81,11 +81,11 @@ class Kernels(Protocol):
         v_BTHWC: Tensor,
         kept_BTHWC: Tensor | None,
         grad_BTHWC: Tensor,
-        alpha_BTC: Tensor,
+        alpha_RC: Tensor,
         kernel: Tensor | None,
         mixing: Mixing,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """d_alpha_BTC, d_kernel and d_bias from the gradient of z; and a tensor for `value_grad`.
+        """d_alpha_RC, d_kernel and d_bias from the gradient of z; and a tensor for `value_grad`.
 
         Where `kept` is given, `v` may be `kept` itself.
         """
@@ -94,8 +94,8 @@ class Kernels(Protocol):
         self,
         grad_BTHWC: Tensor,
         carried_BTHWC: Tensor | None,
-        alpha_BTC: Tensor,
-        d_mean_BTC: Tensor,
+        alpha_RC: Tensor,
+        d_mean_RC: Tensor,
         kernel: Tensor | None,
         mixing: Mixing,
     ) -> Tensor:

@@ -3,13 +3,12 @@
 To autograd it is one Function. To torch.compile it is a registered operator, `vast::affine_shift`: one opaque node
 instead of a graph break, or of code that a compiler makes slower. Both run the same two functions below.
 
-Dimensions: B clips · T frames (1 where a clip is pooled whole) · H rows · W columns · C channels.
+Dimensions: B clips · T frames · H rows · W columns · C channels · R rows of means, one a clip or one a frame.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
@@ -73,7 +72,7 @@ def mix_tokens(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing, path: Pa
     if torch.compiler.is_compiling():
         return cast(Tensor, _forward(v_BTHWC, *weights, *mixing, path)[0])
     # The registered operator costs about 0.1 ms a block more, which small models on a CPU would feel.
-    return cast(Tensor, _Mix.apply(v_BTHWC, *weights, *mixing, path))  # type: ignore[no-untyped-call]  # as torch has it
+    return cast(Tensor, _Mix.apply(v_BTHWC, *weights, mixing, path))  # type: ignore[no-untyped-call]  # as torch has it
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
@@ -90,6 +89,80 @@ def _kernels(path: str) -> Kernels:
 
 
 def _run_forward(
+    v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing, path: str
+) -> tuple[Tensor, Tensor | None, Tensor, Scale]:
+    """z; what the implementation keeps; the means; and what the scale's network computed of them. v is contiguous."""
+    kernels = _kernels(path)
+    with _no_autocast(v_BTHWC):
+        pooled_RC, kept_BTHWC = kernels.pool(v_BTHWC, mixing)
+        scale = scale_of(pooled_RC, weights)
+        z_BTHWC = kernels.mix(v_BTHWC, kept_BTHWC, scale.alpha_RC, weights.kernel, weights.kernel_bias, mixing)
+    return z_BTHWC.contiguous(), kept_BTHWC, pooled_RC, scale
+
+
+def _run_backward(
+    grad_BTHWC: Tensor,
+    source_BTHWC: Tensor,
+    pooled_RC: Tensor,
+    scale: Scale,
+    weights: AffineWeights,
+    mixing: Mixing,
+    path: str,
+) -> tuple[Tensor, list[Tensor | None]]:
+    """Gradients of v and of the six weights (none where there is none); `source` is what was kept, or else v."""
+    kernels = _kernels(path)
+    grad_BTHWC = grad_BTHWC.contiguous()
+    kept_BTHWC = source_BTHWC if mixing.affine_input == "s" and path != "triton" else None
+    with _no_autocast(grad_BTHWC):
+        d_alpha_RC, d_kernel, d_bias, carried = kernels.weight_grads(
+            source_BTHWC, kept_BTHWC, grad_BTHWC, scale.alpha_RC, weights.kernel, mixing
+        )
+        d_pooled_RC, d_scale = scale_grads(pooled_RC, scale, d_alpha_RC, weights)
+        d_mean_RC = d_pooled_RC / (grad_BTHWC.numel() // pooled_RC.numel())
+        d_v = kernels.value_grad(grad_BTHWC, carried, scale.alpha_RC, d_mean_RC, weights.kernel, mixing)
+    d_weights = [
+        None if weight is None or d_weight is None else _laid_out_as(weight, d_weight)
+        for weight, d_weight in zip(weights, (*d_scale, d_kernel, d_bias), strict=True)
+    ]
+    return d_v.contiguous(), d_weights
+
+
+def _laid_out_as(weight: Tensor, d_weight: Tensor) -> Tensor:
+    """The gradient in the parameter's type and with its own strides, on axes of length 1 too: DDP asks for them."""
+    if d_weight.dtype != weight.dtype:
+        d_weight = d_weight.to(weight.dtype)
+    return d_weight if d_weight.stride() == weight.stride() else d_weight.reshape(-1).view(weight.shape)
+
+
+class _Mix(torch.autograd.Function):
+    """The operator to autograd, without the registered one's flat arguments."""
+
+    @staticmethod
+    def forward(ctx: Any, v_BTHWC: Tensor, *rest: Any) -> Tensor:
+        *weights, ctx.mixing, ctx.path = rest
+        v_BTHWC = v_BTHWC.contiguous()
+        z_BTHWC, kept_BTHWC, pooled_RC, scale = _run_forward(v_BTHWC, AffineWeights(*weights), ctx.mixing, ctx.path)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(v_BTHWC if kept_BTHWC is None else kept_BTHWC, pooled_RC, *scale, *weights)
+        return z_BTHWC
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_BTHWC: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad_BTHWC is None:
+            return (None,) * 9
+        source_BTHWC, pooled_RC, alpha_RC, before, hidden, *weights = ctx.saved_tensors
+        scale = Scale(alpha_RC, before, hidden)
+        d_v, d_weights = _run_backward(
+            grad_BTHWC, source_BTHWC, pooled_RC, scale, AffineWeights(*weights), ctx.mixing, ctx.path
+        )
+        return d_v, *d_weights, None, None
+
+
+# --- registered, for torch.compile: plain values in, tensors out ------------------------------------------------------
+
+
+def _flat_forward(
     v_BTHWC: Tensor,
     fc1_weight: Tensor | None,
     fc1_bias: Tensor | None,
@@ -104,23 +177,18 @@ def _run_forward(
     scale_pool: str,
     path: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """z; what the implementation keeps (or nothing, as an empty tensor); the means; and the three parts of `Scale`."""
+    """`_run_forward`; what is not there is an empty tensor."""
     weights = AffineWeights(fc1_weight, fc1_bias, fc2_weight, fc2_bias, kernel, kernel_bias)
     mixing = Mixing(group_width, axes, border, affine_input, scale_pool)  # type: ignore[arg-type]  # schema
-    kernels = _kernels(path)
-    v_BTHWC = v_BTHWC.contiguous()
-    with _no_autocast(v_BTHWC):
-        pooled_BTC, kept_BTHWC = kernels.pool(v_BTHWC, mixing)
-        scale = scale_of(pooled_BTC, weights)
-        z_BTHWC = kernels.mix(v_BTHWC, kept_BTHWC, scale.alpha_BTC, kernel, kernel_bias, mixing)
-    return z_BTHWC.contiguous(), v_BTHWC.new_empty(0) if kept_BTHWC is None else kept_BTHWC, pooled_BTC, *scale
+    z_BTHWC, kept_BTHWC, pooled_RC, scale = _run_forward(v_BTHWC.contiguous(), weights, mixing, path)
+    return z_BTHWC, v_BTHWC.new_empty(0) if kept_BTHWC is None else kept_BTHWC, pooled_RC, *scale
 
 
-def _run_backward(
+def _flat_backward(
     grad_BTHWC: Tensor,
     source_BTHWC: Tensor,
-    pooled_BTC: Tensor,
-    alpha_BTC: Tensor,
+    pooled_RC: Tensor,
+    alpha_RC: Tensor,
     before: Tensor,
     hidden: Tensor,
     fc1_weight: Tensor | None,
@@ -136,76 +204,28 @@ def _run_backward(
     scale_pool: str,
     path: str,
 ) -> list[Tensor]:
-    """Gradients of v and of the six weights (empty where there is none); `source` is what was kept, or else v."""
+    """`_run_backward`; what is not there is an empty tensor."""
     weights = AffineWeights(fc1_weight, fc1_bias, fc2_weight, fc2_bias, kernel, kernel_bias)
     mixing = Mixing(group_width, axes, border, affine_input, scale_pool)  # type: ignore[arg-type]  # schema
-    kernels = _kernels(path)
-    grad_BTHWC, source_BTHWC = grad_BTHWC.contiguous(), source_BTHWC.contiguous()
-    kept_BTHWC = source_BTHWC if affine_input == "s" and path != "triton" else None
-    with _no_autocast(grad_BTHWC):
-        d_alpha_BTC, d_kernel, d_bias, carried = kernels.weight_grads(
-            source_BTHWC, kept_BTHWC, grad_BTHWC, alpha_BTC, kernel, mixing
-        )
-        d_pooled_BTC, d_scale = scale_grads(pooled_BTC, Scale(alpha_BTC, before, hidden), d_alpha_BTC, weights)
-        num_pooled = grad_BTHWC.shape[1:4].numel() // pooled_BTC.shape[1]
-        d_v = kernels.value_grad(grad_BTHWC, carried, alpha_BTC, d_pooled_BTC / num_pooled, kernel, mixing)
-    d_weights = [
-        grad_BTHWC.new_empty(0) if weight is None or d_weight is None else _laid_out_as(weight, d_weight)
-        for weight, d_weight in zip(weights, [*d_scale, d_kernel, d_bias], strict=True)
-    ]
-    return [d_v.contiguous(), *d_weights]
+    scale = Scale(alpha_RC, before, hidden)
+    d_v, d_weights = _run_backward(grad_BTHWC, source_BTHWC.contiguous(), pooled_RC, scale, weights, mixing, path)
+    return [d_v, *(grad_BTHWC.new_empty(0) if d_weight is None else d_weight for d_weight in d_weights)]
 
 
-def _laid_out_as(weight: Tensor, d_weight: Tensor) -> Tensor:
-    """The gradient in the parameter's type and with its own strides, on axes of length 1 too: DDP asks for them."""
-    d_weight = d_weight.to(weight.dtype)
-    return d_weight if d_weight.stride() == weight.stride() else d_weight.reshape(-1).view(weight.shape)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    v_BTHWC, weights, ctx.switches = inputs[0], inputs[1:7], inputs[7:]
-    _, kept, *small = output
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(kept if kept.numel() else v_BTHWC, *small, *weights)
-
-
-def _differentiate(run: Callable[..., list[Tensor]], ctx: Any, grad_BTHWC: Tensor | None) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * len(ctx.switches)
-    if grad_BTHWC is None:
-        return (None,) * 7 + nothing
-    saved = ctx.saved_tensors
-    d_v, *d_weights = run(grad_BTHWC, *saved, *ctx.switches)
-    found = [None if weight is None else d_weight for weight, d_weight in zip(saved[-6:], d_weights, strict=True)]
-    return d_v, *found, *nothing
-
-
-class _Mix(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        output = _run_forward(*inputs)
-        _save(ctx, inputs, output)
-        return output[0]
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_BTHWC: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _differentiate(_run_backward, ctx, grad_BTHWC)
-
-
-_forward = torch.library.custom_op("vast::affine_shift", _run_forward, mutates_args=())
-_backward = torch.library.custom_op("vast::affine_shift_backward", _run_backward, mutates_args=())
+_forward = torch.library.custom_op("vast::affine_shift", _flat_forward, mutates_args=())
+_backward = torch.library.custom_op("vast::affine_shift_backward", _flat_backward, mutates_args=())
 
 
 @_forward.register_fake
 def _forward_fake(v_BTHWC: Tensor, fc1_weight: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     affine_input, scale_pool, path = rest[-3:]
     B, T, _, _, C = v_BTHWC.shape
-    rows, wide = (B, T if scale_pool == "frame" else 1), wide_type(v_BTHWC)
+    num_rows, wide = B * T if scale_pool == "frame" else B, wide_type(v_BTHWC)
     kept = v_BTHWC.new_empty(v_BTHWC.shape if affine_input == "s" and path != "triton" else 0)
-    pooled_BTC, alpha_BTC = (v_BTHWC.new_empty((*rows, C), dtype=wide) for _ in range(2))
-    inner = 0 if fc1_weight is None else (rows[0] * rows[1], fc1_weight.shape[0])
+    pooled_RC, alpha_RC = (v_BTHWC.new_empty((num_rows, C), dtype=wide) for _ in range(2))
+    inner = 0 if fc1_weight is None else (num_rows, fc1_weight.shape[0])
     before, hidden = (v_BTHWC.new_empty(inner, dtype=wide) for _ in range(2))
-    return v_BTHWC.new_empty(v_BTHWC.shape), kept, pooled_BTC, alpha_BTC, before, hidden
+    return v_BTHWC.new_empty(v_BTHWC.shape), kept, pooled_RC, alpha_RC, before, hidden
 
 
 @_backward.register_fake
@@ -215,13 +235,26 @@ def _backward_fake(grad_BTHWC: Tensor, *rest: Any) -> list[Tensor]:
     return [grad_BTHWC.new_empty(grad_BTHWC.shape), *d_weights]
 
 
+def _save_registered(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    v_BTHWC, weights, ctx.switches = inputs[0], inputs[1:7], inputs[7:]
+    _, kept, *small = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(kept if kept.numel() else v_BTHWC, *small, *weights)
+
+
 def _differentiate_registered(ctx: Any, grad_BTHWC: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    return _differentiate(_backward, ctx, grad_BTHWC)
+    nothing = (None,) * len(ctx.switches)
+    if grad_BTHWC is None:
+        return (None,) * 7 + nothing
+    saved = ctx.saved_tensors
+    d_v, *d_weights = _backward(grad_BTHWC, *saved, *ctx.switches)
+    found = [None if weight is None else d_weight for weight, d_weight in zip(saved[-6:], d_weights, strict=True)]
+    return d_v, *found, *nothing
 
 
 def _refuse(ctx: Any, *_: Any) -> None:
     raise RuntimeError("affine_shift is differentiable once; for second derivatives ask for path='plain'")
 
 
-_forward.register_autograd(_differentiate_registered, setup_context=_save)
+_forward.register_autograd(_differentiate_registered, setup_context=_save_registered)
 _backward.register_autograd(_refuse)

@@ -72,7 +72,7 @@ def test_work_cut_into_many_programs_gives_the_same():
     """Several row chunks, column tiles and channel blocks, and sums over several frames."""
     torch.manual_seed(0)
     v, grad = torch.randn(1, 2, 5, 6, 20), torch.randn(1, 2, 5, 6, 20)
-    weights, mixing, alpha = make_weights(20), Mixing(3, "hwt", "zero", "v", "clip"), torch.rand(1, 1, 20)
+    weights, mixing, alpha = make_weights(20), Mixing(3, "hwt", "zero", "v", "clip"), torch.rand(1, 20)
     kernel, bias = weights.kernel.detach(), weights.kernel_bias.detach()
     results = []
     for tiles in [kernels.Tiles(8, 32, 5, 1, 4), kernels.Tiles(4, 16, 2, 2, 4)]:
