@@ -86,12 +86,12 @@ def time_kernels(shape: tuple[int, ...], mixing: Mixing, tune: bool) -> dict[str
 
     v, grad = (torch.randn(shape, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     weights = make_weights(shape[-1])
-    alpha = scale_of(kernels.pool(v, mixing)[0], weights).alpha_RC.detach()
+    alpha = scale_of(kernels.pool(v, mixing), weights).alpha_RC.detach()
     kernel, bias = weights.kernel.detach(), weights.kernel_bias.detach()
     steps: dict[str, Callable[[Any], Any]] = {
-        "mix": lambda tiles: kernels.mix(v, None, alpha, kernel, bias, mixing, tiles),
-        "weight_grads": lambda tiles: kernels.weight_grads(v, None, grad, alpha, kernel, mixing, tiles),
-        "value_grad": lambda tiles: kernels.value_grad(grad, None, alpha, alpha, kernel, mixing, tiles),
+        "mix": lambda tiles: kernels.mix(v, alpha, kernel, bias, mixing, tiles),
+        "weight_grads": lambda tiles: kernels.weight_grads(v, grad, kernel, mixing, tiles),
+        "value_grad": lambda tiles: kernels.value_grad(grad, alpha, alpha, kernel, mixing, tiles),
     }
     times = {"pool": microseconds(lambda: kernels.pool(v, mixing))}
     for name, run in steps.items():

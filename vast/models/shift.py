@@ -165,7 +165,7 @@ class View(NamedTuple):
 
 
 class Moves(NamedTuple):
-    """For each group where its values come from and where they go; and for those that move, where nothing goes."""
+    """For each group where its values come from and where they go; and for each axis where nothing goes."""
 
     senders: tuple[View, ...]
     receivers: tuple[View, ...]
@@ -174,19 +174,26 @@ class Moves(NamedTuple):
 
 @lru_cache(maxsize=256)
 def moves(shape: tuple[int, ...], groups: tuple[ShiftGroup, ...]) -> Moves:
-    """The views of groups in tokens x_BTHWC; made once a shape, since to slice small clips costs as much as to copy."""
-    stride = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-    senders, receivers, edges = [], [], []
+    """The views of groups in tokens x_BTHWC, with the axes before and after the moving one each made one.
+
+    Made once a shape, since to slice small clips costs as much as to copy.
+    """
+    num_channels = shape[-1]
+    senders, receivers = [], []
+    edges: dict[int, View] = {}
     for start, stop, axis, step in groups:
-        size = [*shape[:-1], stop - start]
-        size[axis] -= abs(step)
-        senders.append(View(tuple(size), stride, start + max(-step, 0) * stride[axis]))
-        receivers.append(View(tuple(size), stride, start + max(step, 0) * stride[axis]))
+        plane = math.prod(shape[axis + 1 : -1])  # tokens that share a position along the axis
+        length, width = shape[axis], stop - start
+        size = (math.prod(shape[:axis]), (length - abs(step)) * plane, width)
+        stride = (length * plane * num_channels, num_channels, 1)
+        senders.append(View(size, stride, start + max(-step, 0) * plane * num_channels))
+        receivers.append(View(size, stride, start + max(step, 0) * plane * num_channels))
         if step:
-            edge = 0 if step > 0 else size[axis]
-            size[axis] = 1
-            edges.append(View(tuple(size), stride, start + edge * stride[axis]))
-    return Moves(tuple(senders), tuple(receivers), tuple(edges))
+            offset = start + (0 if step > 0 else length - 1) * plane * num_channels
+            other = edges.get(axis, View((0,), (0,), offset))  # both edges of an axis in one view
+            between = (abs(offset - other.offset), *stride)
+            edges[axis] = View((other.size[0] + 1, size[0], plane, width), between, min(offset, other.offset))
+    return Moves(tuple(senders), tuple(receivers), tuple(edges.values()))
 
 
 def views(x_BTHWC: Tensor, places: tuple[View, ...]) -> list[Tensor]:

@@ -130,6 +130,20 @@ def test_rounding_stays_in_its_type(path, affine_input, width, dtype, tolerance)
         assert relative(mine, theirs) < 2 * tolerance
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("affine_input", ["v", "s"])
+def test_the_scale_s_gradients_sum_unrounded_products(affine_input, dtype):
+    """Products rounded to bfloat16 before their sum would be off by 2e-3."""
+    weights, mixing = make_weights(True, "1x3x3", torch.float32, 24), Mixing(4, "hwt", "zero", affine_input, "clip")
+    exact = AffineWeights(*(weight.detach().double().requires_grad_() for weight in weights))
+    v, seed = (torch.randn(2, 4, 6, 6, 24).to(dtype) for _ in range(2))
+
+    mine = torch.autograd.grad(affine_shift(v, weights, mixing, "eager"), weights[:4], seed)
+    theirs = torch.autograd.grad(formula(v.double(), exact, mixing), exact[:4], seed.double())
+
+    assert max(relative(*pair) for pair in zip(mine, theirs, strict=True)) < 1e-5
+
+
 def relative(x: Tensor, wanted: Tensor) -> float:
     return ((x.double() - wanted).norm() / wanted.norm()).item()
 
@@ -233,6 +247,9 @@ def test_each_place_has_its_path():
     large, small = torch.empty(2, 8, 56, 28, 64), torch.empty(2, 8, 14, 28, 64)  # one thread, see conftest
     assert choose_path(large, weights, mixing) == "folded"
     assert choose_path(small, weights, mixing) == "eager"
+    shifted, between = mixing._replace(affine_input="s"), torch.empty(2, 8, 28, 28, 64)
+    assert choose_path(between, weights, shifted) == "eager"
+    assert choose_path(between.bfloat16(), weights, shifted) == "folded"
     assert choose_path(large, weights._replace(kernel=None, kernel_bias=None), mixing) == "eager"
     assert choose_path(large, weights, mixing._replace(border="replicate")) == "eager"
     assert choose_path(large, weights, mixing._replace(scale_pool="frame")) == "eager"

@@ -29,7 +29,8 @@ import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]  
 import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from torch import Tensor
 
-from vast.models.kernels.mixing import Mixing
+from vast.models.kernels.mixing import AffineWeights, Mixing
+from vast.models.kernels.scale import Scale, scale_grads, scale_of
 from vast.models.shift import T_AXIS
 
 _NUM_TAPS = 9
@@ -245,8 +246,26 @@ def _tap_sums(
     tl.store(row + 10 * C, tl.sum(moved, axis=0)[None, :], mask=c < C)
 
 
-def pool(v_BTHWC: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor | None]:
-    """See `Kernels`; keeps nothing, since every kernel displaces its own loads."""
+def forward(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing) -> tuple[Tensor, Tensor, Tensor, Scale]:
+    """See `Kernels`; keeps v, since every kernel displaces its own loads."""
+    pooled_RC = pool(v_BTHWC, mixing)
+    scale = scale_of(pooled_RC, weights)
+    z_BTHWC = mix(v_BTHWC, scale.alpha_RC, weights.kernel, weights.kernel_bias, mixing)
+    return z_BTHWC, v_BTHWC, pooled_RC, scale
+
+
+def backward(
+    grad_BTHWC: Tensor, v_BTHWC: Tensor, pooled_RC: Tensor, scale: Scale, weights: AffineWeights, mixing: Mixing
+) -> tuple[Tensor, list[Tensor | None]]:
+    """See `Kernels`."""
+    d_alpha_RC, d_kernel, d_bias = weight_grads(v_BTHWC, grad_BTHWC, weights.kernel, mixing)
+    d_mean_RC, d_scale = scale_grads(pooled_RC, scale, d_alpha_RC, weights, grad_BTHWC.numel() // pooled_RC.numel())
+    d_BTHWC = value_grad(grad_BTHWC, scale.alpha_RC, d_mean_RC, weights.kernel, mixing)
+    return d_BTHWC, [*d_scale, d_kernel, d_bias]
+
+
+def pool(v_BTHWC: Tensor, mixing: Mixing) -> Tensor:
+    """pooled_RC, the mean of u over the tokens of each clip or frame."""
     B, T, H, W, C = v_BTHWC.shape
     channels = 64 if C % 64 == 0 else 32
     tokens = 32
@@ -264,20 +283,19 @@ def pool(v_BTHWC: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor | None]:
     if mixing.affine_input == "s":
         sums_BTC = _move_frames(sums_BTC, mixing)
     if mixing.scale_pool == "frame":
-        return sums_BTC.flatten(0, 1) / (H * W), None
-    return sums_BTC.sum(1) / (T * H * W), None
+        return sums_BTC.flatten(0, 1) / (H * W)
+    return sums_BTC.sum(1) / (T * H * W)
 
 
 def mix(
     v_BTHWC: Tensor,
-    kept_BTHWC: Tensor | None,
     alpha_RC: Tensor,
     kernel: Tensor | None,
     kernel_bias: Tensor | None,
     mixing: Mixing,
     tiles: Tiles | None = None,
 ) -> Tensor:
-    """See `Kernels`."""
+    """z_BTHWC."""
     C = v_BTHWC.shape[-1]
     bias_C = alpha_RC.new_zeros(C) if kernel_bias is None else kernel_bias.to(alpha_RC.dtype)
     return _run_stencil(v_BTHWC, _taps(kernel, alpha_RC), alpha_RC, bias_C.view(1, 1, C), mixing, False, tiles)
@@ -285,14 +303,12 @@ def mix(
 
 def weight_grads(
     v_BTHWC: Tensor,
-    kept_BTHWC: Tensor | None,
     grad_BTHWC: Tensor,
-    alpha_RC: Tensor,
     kernel: Tensor | None,
     mixing: Mixing,
     tiles: Tiles | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """See `Kernels`."""
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Gradients of alpha, kernel and bias from that of z."""
     B, T, H, W, C = v_BTHWC.shape
     per_frame = mixing.scale_pool == "frame"
     tiles = tiles or choose_tiles(v_BTHWC.shape, per_frame)
@@ -312,21 +328,20 @@ def weight_grads(
             tap = _NUM_TAPS + 1 if axis == T_AXIS else _NUM_TAPS // 2 - offset * 3 ** (3 - axis)
             d_alpha_BTC[..., start:stop] = sums_BTKC[:, :, tap, start:stop]
     if kernel is None:
-        return d_alpha_BTC.flatten(0, 1), None, None, None
+        return d_alpha_BTC.flatten(0, 1), None, None
     sums_KC = sums_BTKC.sum((0, 1))
-    return d_alpha_BTC.flatten(0, 1), sums_KC[:_NUM_TAPS].T.reshape(kernel.shape), sums_KC[_NUM_TAPS], None
+    return d_alpha_BTC.flatten(0, 1), sums_KC[:_NUM_TAPS].T.reshape(kernel.shape), sums_KC[_NUM_TAPS]
 
 
 def value_grad(
     grad_BTHWC: Tensor,
-    carried_BTHWC: Tensor | None,
     alpha_RC: Tensor,
     d_mean_RC: Tensor,
     kernel: Tensor | None,
     mixing: Mixing,
     tiles: Tiles | None = None,
 ) -> Tensor:
-    """See `Kernels`."""
+    """Gradient of v."""
     mirrored = _taps(kernel, alpha_RC).flip(0)
     d_mean_BTC = d_mean_RC.view(grad_BTHWC.shape[0], -1, grad_BTHWC.shape[-1])
     return _run_stencil(grad_BTHWC, mirrored, alpha_RC, d_mean_BTC, mixing, True, tiles)

@@ -8,7 +8,7 @@ other frames, so there the temporal groups of v are added by themselves.
 Forward 6 memory passes, backward 7 (u = v, 3x3), against 8 and 15 of `eager`. Valid for zero borders and clips
 pooled whole, since each clip has one kernel; worth it where a clip outweighs the call of a convolution.
 
-Dimensions: B clips · T frames · H rows · W columns · C channels · R rows of means, here one a clip.
+Dimensions: B clips · T frames · H rows · W columns · C channels · R rows of means, here one a clip · N tokens.
 """
 
 from __future__ import annotations
@@ -23,75 +23,62 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vast.models.depthwise import conv_in_place, conv_weight_grads, flipped
-from vast.models.kernels.eager import pool
-from vast.models.kernels.mixing import Mixing, wide_type
-from vast.models.shift import T_AXIS, ShiftGroup, copy_unshifted, moves, views
-
-__all__ = ["mix", "pool", "value_grad", "weight_grads"]
+from vast.models.kernels.eager import mean_of_rows
+from vast.models.kernels.mixing import AffineWeights, Mixing, wide_type
+from vast.models.kernels.scale import Scale, scale_grads, scale_of
+from vast.models.shift import T_AXIS, ShiftGroup, copy_shifted, copy_unshifted, moves, views
 
 _SLICE_MIN_CHANNELS = 32
 """Width of a group from which slices in half precision are added as fast as a convolution over frames."""
 
 
-def mix(
-    v_BTHWC: Tensor,
-    kept_BTHWC: Tensor | None,
-    alpha_RC: Tensor,
-    kernel: Tensor | None,
-    kernel_bias: Tensor | None,
-    mixing: Mixing,
-) -> Tensor:
-    """See `Kernels`."""
-    if kernel is None or kernel_bias is None:
+def forward(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing) -> tuple[Tensor, Tensor, Tensor, Scale]:
+    """See `Kernels`; keeps u."""
+    kernel, bias = weights.kernel, weights.kernel_bias
+    if kernel is None or bias is None:
         raise ValueError("the folded path needs a depth-wise kernel")
-    source_BTHWC = v_BTHWC if kept_BTHWC is None else kept_BTHWC
-    kernels = _clip_kernels(kernel, alpha_RC, mixing, v_BTHWC).unbind()
-    z_BTHWC = _conv_each_clip(source_BTHWC, kernels, [kernel_bias.to(v_BTHWC.dtype)] * len(kernels))
-    _add_groups_beside(z_BTHWC, v_BTHWC, alpha_RC, _groups_beside(kernel, mixing, v_BTHWC), backward=False)
-    return z_BTHWC
+    u_BTHWC = v_BTHWC
+    if mixing.affine_input == "s":
+        u_BTHWC = copy_shifted(v_BTHWC, mixing.groups(v_BTHWC.shape[1]), mixing.border)
+    pooled_RC = mean_of_rows(u_BTHWC, mixing)
+    scale = scale_of(pooled_RC, weights)
+    kernels = _clip_kernels(kernel, scale.alpha_RC, mixing, v_BTHWC).unbind()
+    z_BTHWC = _conv_each_clip(u_BTHWC, kernels, [bias.to(v_BTHWC.dtype)] * len(kernels))
+    _add_groups_beside(z_BTHWC, v_BTHWC, scale.alpha_RC, _groups_beside(kernel, mixing, v_BTHWC), backward=False)
+    return z_BTHWC, u_BTHWC, pooled_RC, scale
 
 
-def weight_grads(
-    v_BTHWC: Tensor,
-    kept_BTHWC: Tensor | None,
-    grad_BTHWC: Tensor,
-    alpha_RC: Tensor,
-    kernel: Tensor | None,
-    mixing: Mixing,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """See `Kernels`."""
-    if kernel is None:
-        raise ValueError("the folded path needs a depth-wise kernel")
-    wide = wide_type(v_BTHWC)
-    source_BTHWC = v_BTHWC if kept_BTHWC is None else kept_BTHWC
-    like = kernel.to(v_BTHWC.dtype)
-    clips = zip(torch.split(source_BTHWC, 1), torch.split(grad_BTHWC, 1), strict=True)
-    grads = [conv_weight_grads(source, grad, like) for source, grad in clips]
-    d_kernels = torch.stack([d_kernel for d_kernel, _ in grads]).to(wide)
-    d_bias = torch.stack([d_bias for _, d_bias in grads]).sum(0, dtype=wide)
-    taps = _scale_taps(kernel.shape, mixing, v_BTHWC.shape[1], wide)
-    d_alpha_RC = (d_kernels * taps).flatten(2).sum(2)
-    _add_alpha_grads_beside(d_alpha_RC, v_BTHWC, grad_BTHWC, _groups_beside(kernel, mixing, v_BTHWC))
-    return d_alpha_RC, d_kernels.sum(0), d_bias, None
-
-
-def value_grad(
-    grad_BTHWC: Tensor,
-    carried_BTHWC: Tensor | None,
-    alpha_RC: Tensor,
-    d_mean_RC: Tensor,
-    kernel: Tensor | None,
-    mixing: Mixing,
-) -> Tensor:
+def backward(
+    grad_BTHWC: Tensor, u_BTHWC: Tensor, pooled_RC: Tensor, scale: Scale, weights: AffineWeights, mixing: Mixing
+) -> tuple[Tensor, list[Tensor | None]]:
     """See `Kernels`; the gradient of the mean enters as the bias of the convolution."""
+    kernel, alpha_RC = weights.kernel, scale.alpha_RC
     if kernel is None:
         raise ValueError("the folded path needs a depth-wise kernel")
+    d_alpha_RC, d_kernel, d_bias = _weight_grads(grad_BTHWC, u_BTHWC, kernel, mixing)
+    d_mean_RC, d_scale = scale_grads(pooled_RC, scale, d_alpha_RC, weights, grad_BTHWC.numel() // pooled_RC.numel())
     kernels = flipped(_clip_kernels(kernel, alpha_RC, mixing, grad_BTHWC), kernel.ndim - 2).unbind()
     d_BTHWC = _conv_each_clip(grad_BTHWC, kernels, d_mean_RC.to(grad_BTHWC.dtype).unbind())
     if mixing.affine_input == "s":
-        return copy_unshifted(d_BTHWC, mixing.groups(grad_BTHWC.shape[1]), mixing.border)
-    _add_groups_beside(d_BTHWC, grad_BTHWC, alpha_RC, _groups_beside(kernel, mixing, grad_BTHWC), backward=True)
-    return d_BTHWC
+        d_BTHWC = copy_unshifted(d_BTHWC, mixing.groups(grad_BTHWC.shape[1]), mixing.border)
+    else:
+        groups = _groups_beside(kernel, mixing, grad_BTHWC)
+        _add_groups_beside(d_BTHWC, grad_BTHWC, alpha_RC, groups, backward=True)
+    return d_BTHWC, [*d_scale, d_kernel, d_bias]
+
+
+def _weight_grads(grad_BTHWC: Tensor, u_BTHWC: Tensor, kernel: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of alpha, kernel and bias: one convolution's for each clip."""
+    wide = wide_type(u_BTHWC)
+    like = kernel.to(u_BTHWC.dtype)
+    clips = zip(torch.split(u_BTHWC, 1), torch.split(grad_BTHWC, 1), strict=True)
+    grads = [conv_weight_grads(u, grad, like) for u, grad in clips]
+    d_kernels = torch.stack([d_kernel for d_kernel, _ in grads]).to(wide)
+    d_bias = torch.stack([d_bias for _, d_bias in grads]).sum(0, dtype=wide)
+    taps = _scale_taps(kernel.shape, mixing, u_BTHWC.shape[1], wide)
+    d_alpha_RC = (d_kernels * taps).flatten(2).sum(2)
+    _add_alpha_grads_beside(d_alpha_RC, u_BTHWC, grad_BTHWC, _groups_beside(kernel, mixing, u_BTHWC))
+    return d_alpha_RC, d_kernels.sum(0), d_bias
 
 
 def _conv_each_clip(x_BTHWC: Tensor, kernels: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
@@ -152,8 +139,8 @@ def _add_groups_beside(
             out_BTHWC[b] += moved.permute(0, 2, 3, 1).reshape(x_BTHWC.shape[1:])
         return
     if groups:
-        alpha_BTHWC = alpha_RC.to(x_BTHWC.dtype)[:, None, None, None]
-        alphas = [alpha_BTHWC[..., group.start : group.stop] for group in groups]
+        alpha_RNC = alpha_RC.to(x_BTHWC.dtype).unsqueeze(1)
+        alphas = [alpha_RNC[..., group.start : group.stop] for group in groups]
         senders, receivers, _ = moves(x_BTHWC.shape, groups)
         here, there = (senders, receivers) if backward else (receivers, senders)
         torch._foreach_addcmul_(views(out_BTHWC, here), views(x_BTHWC, there), alphas)
@@ -175,7 +162,7 @@ def _add_alpha_grads_beside(
         return
     senders, receivers, _ = moves(v_BTHWC.shape, groups)
     for group, sent, received in zip(groups, views(v_BTHWC, senders), views(grad_BTHWC, receivers), strict=True):
-        d_alpha_RC[:, group.start : group.stop] += (sent * received).sum((1, 2, 3), dtype=d_alpha_RC.dtype)
+        d_alpha_RC[:, group.start : group.stop] += (sent * received).sum(1, dtype=d_alpha_RC.dtype)
 
 
 def _too_narrow_to_slice(group: ShiftGroup, like: Tensor) -> bool:

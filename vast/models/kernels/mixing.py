@@ -2,15 +2,14 @@
 
     s = Shift(v);   z = alpha * s + DWConv(u);   alpha = sigmoid(MLP(mean of u));   u = v or s
 
-An implementation (`Kernels`) does the four steps that touch tokens. Everything else is small, a row a clip or frame,
-and is done once for all of them in `operator`: the MLP of the scale, its backward, and the sums over clips.
+What touches only means, a row a clip or frame, is small and the same for every implementation: see `scale`.
 
 Dimensions: B clips · T frames · H rows · W columns · C channels · R rows of means, one a clip or one a frame.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,49 +53,3 @@ class Mixing(NamedTuple):
     def pool_axes(self) -> tuple[int, ...]:
         """Axes of x_BTHWC that the mean runs over."""
         return (2, 3) if self.scale_pool == "frame" else (1, 2, 3)
-
-
-class Kernels(Protocol):
-    """The four steps that touch tokens. Means and the gradient of alpha are in the tokens' `wide_type`.
-
-    `kept` is what `pool` made and later steps can use: the shifted tokens, or none.
-    """
-
-    def pool(self, v_BTHWC: Tensor, mixing: Mixing) -> tuple[Tensor, Tensor | None]:
-        """pooled_RC, the mean of u; and what to keep."""
-
-    def mix(
-        self,
-        v_BTHWC: Tensor,
-        kept_BTHWC: Tensor | None,
-        alpha_RC: Tensor,
-        kernel: Tensor | None,
-        kernel_bias: Tensor | None,
-        mixing: Mixing,
-    ) -> Tensor:
-        """z_BTHWC."""
-
-    def weight_grads(
-        self,
-        v_BTHWC: Tensor,
-        kept_BTHWC: Tensor | None,
-        grad_BTHWC: Tensor,
-        alpha_RC: Tensor,
-        kernel: Tensor | None,
-        mixing: Mixing,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """d_alpha_RC, d_kernel and d_bias from the gradient of z; and a tensor for `value_grad`.
-
-        Where `kept` is given, `v` may be `kept` itself.
-        """
-
-    def value_grad(
-        self,
-        grad_BTHWC: Tensor,
-        carried_BTHWC: Tensor | None,
-        alpha_RC: Tensor,
-        d_mean_RC: Tensor,
-        kernel: Tensor | None,
-        mixing: Mixing,
-    ) -> Tensor:
-        """Gradient of v; `d_mean` is that of the mean, already divided by the number of tokens in it."""

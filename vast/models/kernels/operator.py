@@ -10,20 +10,39 @@ from __future__ import annotations
 
 import importlib.util
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from vast.models.kernels import eager, folded
-from vast.models.kernels.mixing import AffineWeights, Kernels, Mixing, wide_type
-from vast.models.kernels.scale import Scale, scale_grads, scale_of
+from vast.models.kernels.mixing import AffineWeights, Mixing, wide_type
+from vast.models.kernels.scale import Scale
+
+
+class Kernels(Protocol):
+    """What every implementation other than plain offers. Tokens are contiguous, and autocast is off."""
+
+    def forward(self, v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing) -> tuple[Tensor, Tensor, Tensor, Scale]:
+        """z; the tokens that backward needs, v or others; the means; and what the scale's network made of them."""
+
+    def backward(
+        self,
+        grad_BTHWC: Tensor,
+        kept_BTHWC: Tensor,
+        pooled_RC: Tensor,
+        scale: Scale,
+        weights: AffineWeights,
+        mixing: Mixing,
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Gradients of v and of the six weights, in any floating-point type; none where there is no weight."""
+
 
 Path = Literal["plain", "eager", "folded", "triton"]
 
 _HAS_TRITON = importlib.util.find_spec("triton") is not None  # looked up once: a compiler cannot trace the search
 _FOLD_MIN_VALUES = 1 << 18
-"""Values of one clip for each thread from which folding saved time when measured, with u = v; twice that with u = s."""
+"""Values of one clip for each thread from which folding saved time when measured; twice that with u = s in float32."""
 
 
 def choose_path(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing) -> Path:
@@ -49,7 +68,8 @@ def choose_path(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing) -> Path
 def _folding_pays(v_BTHWC: Tensor, mixing: Mixing) -> bool:
     """Whether a clip is large enough for a convolution of its own that feeds every thread."""
     values: int = v_BTHWC.numel() // v_BTHWC.shape[0] // _num_threads()
-    return values >= (_FOLD_MIN_VALUES if mixing.affine_input == "v" else 2 * _FOLD_MIN_VALUES)
+    cheap = mixing.affine_input == "v" or v_BTHWC.element_size() == 2  # sums in half precision are slow
+    return values >= (_FOLD_MIN_VALUES if cheap else 2 * _FOLD_MIN_VALUES)
 
 
 def _num_threads() -> int:
@@ -72,7 +92,7 @@ def mix_tokens(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing, path: Pa
     if torch.compiler.is_compiling():
         return cast(Tensor, _forward(v_BTHWC, *weights, *mixing, path)[0])
     # The registered operator costs about 0.1 ms a block more, which small models on a CPU would feel.
-    return cast(Tensor, _Mix.apply(v_BTHWC, *weights, mixing, path))  # type: ignore[no-untyped-call]  # as torch has it
+    return cast(Tensor, _Mix.apply(v_BTHWC, *weights, mixing, _kernels(path)))  # type: ignore[no-untyped-call]  # as torch has it
 
 
 def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
@@ -89,40 +109,29 @@ def _kernels(path: str) -> Kernels:
 
 
 def _run_forward(
-    v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing, path: str
-) -> tuple[Tensor, Tensor | None, Tensor, Scale]:
-    """z; what the implementation keeps; the means; and what the scale's network computed of them. v is contiguous."""
-    kernels = _kernels(path)
+    v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing, kernels: Kernels
+) -> tuple[Tensor, Tensor, Tensor, Scale]:
+    """`Kernels.forward` of tokens as they come."""
     with _no_autocast(v_BTHWC):
-        pooled_RC, kept_BTHWC = kernels.pool(v_BTHWC, mixing)
-        scale = scale_of(pooled_RC, weights)
-        z_BTHWC = kernels.mix(v_BTHWC, kept_BTHWC, scale.alpha_RC, weights.kernel, weights.kernel_bias, mixing)
+        z_BTHWC, kept_BTHWC, pooled_RC, scale = kernels.forward(v_BTHWC.contiguous(), weights, mixing)
     return z_BTHWC.contiguous(), kept_BTHWC, pooled_RC, scale
 
 
 def _run_backward(
     grad_BTHWC: Tensor,
-    source_BTHWC: Tensor,
+    kept_BTHWC: Tensor,
     pooled_RC: Tensor,
     scale: Scale,
     weights: AffineWeights,
     mixing: Mixing,
-    path: str,
+    kernels: Kernels,
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Gradients of v and of the six weights (none where there is none); `source` is what was kept, or else v."""
-    kernels = _kernels(path)
-    grad_BTHWC = grad_BTHWC.contiguous()
-    kept_BTHWC = source_BTHWC if mixing.affine_input == "s" and path != "triton" else None
+    """`Kernels.backward` of a gradient as it comes; those of the weights as they are expected."""
     with _no_autocast(grad_BTHWC):
-        d_alpha_RC, d_kernel, d_bias, carried = kernels.weight_grads(
-            source_BTHWC, kept_BTHWC, grad_BTHWC, scale.alpha_RC, weights.kernel, mixing
-        )
-        d_pooled_RC, d_scale = scale_grads(pooled_RC, scale, d_alpha_RC, weights)
-        d_mean_RC = d_pooled_RC / (grad_BTHWC.numel() // pooled_RC.numel())
-        d_v = kernels.value_grad(grad_BTHWC, carried, scale.alpha_RC, d_mean_RC, weights.kernel, mixing)
+        d_v, d_weights = kernels.backward(grad_BTHWC.contiguous(), kept_BTHWC, pooled_RC, scale, weights, mixing)
     d_weights = [
         None if weight is None or d_weight is None else _laid_out_as(weight, d_weight)
-        for weight, d_weight in zip(weights, (*d_scale, d_kernel, d_bias), strict=True)
+        for weight, d_weight in zip(weights, d_weights, strict=True)
     ]
     return d_v.contiguous(), d_weights
 
@@ -139,27 +148,35 @@ class _Mix(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, v_BTHWC: Tensor, *rest: Any) -> Tensor:
-        *weights, ctx.mixing, ctx.path = rest
-        v_BTHWC = v_BTHWC.contiguous()
-        z_BTHWC, kept_BTHWC, pooled_RC, scale = _run_forward(v_BTHWC, AffineWeights(*weights), ctx.mixing, ctx.path)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(v_BTHWC if kept_BTHWC is None else kept_BTHWC, pooled_RC, *scale, *weights)
+        *weights, ctx.mixing, ctx.kernels = rest
+        z_BTHWC, kept_BTHWC, pooled_RC, scale = _run_forward(v_BTHWC, AffineWeights(*weights), ctx.mixing, ctx.kernels)
+        ctx.save_for_backward(kept_BTHWC, pooled_RC, *scale, *weights)
         return z_BTHWC
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_BTHWC: Tensor | None) -> tuple[Tensor | None, ...]:
-        if grad_BTHWC is None:
-            return (None,) * 9
-        source_BTHWC, pooled_RC, alpha_RC, before, hidden, *weights = ctx.saved_tensors
-        scale = Scale(alpha_RC, before, hidden)
-        d_v, d_weights = _run_backward(
-            grad_BTHWC, source_BTHWC, pooled_RC, scale, AffineWeights(*weights), ctx.mixing, ctx.path
-        )
-        return d_v, *d_weights, None, None
+    def backward(ctx: Any, grad_BTHWC: Tensor) -> tuple[Tensor | None, ...]:
+        # Only where second derivatives can be asked for do they have to be refused.
+        return (_differentiate_once if torch.is_grad_enabled() else _differentiate)(ctx, grad_BTHWC)
+
+
+def _differentiate(ctx: Any, grad_BTHWC: Tensor) -> tuple[Tensor | None, ...]:
+    kept_BTHWC, pooled_RC, alpha_RC, before, hidden, *weights = ctx.saved_tensors
+    scale = Scale(alpha_RC, before, hidden)
+    d_v, d_weights = _run_backward(
+        grad_BTHWC, kept_BTHWC, pooled_RC, scale, AffineWeights(*weights), ctx.mixing, ctx.kernels
+    )
+    return d_v, *d_weights, None, None
+
+
+_differentiate_once = torch.autograd.function.once_differentiable(_differentiate)
 
 
 # --- registered, for torch.compile: plain values in, tensors out ------------------------------------------------------
+
+
+def _keeps_more(affine_input: str, path: str) -> bool:
+    """Whether backward needs other tokens than v."""
+    return affine_input == "s" and path != "triton"
 
 
 def _flat_forward(
@@ -180,13 +197,14 @@ def _flat_forward(
     """`_run_forward`; what is not there is an empty tensor."""
     weights = AffineWeights(fc1_weight, fc1_bias, fc2_weight, fc2_bias, kernel, kernel_bias)
     mixing = Mixing(group_width, axes, border, affine_input, scale_pool)  # type: ignore[arg-type]  # schema
-    z_BTHWC, kept_BTHWC, pooled_RC, scale = _run_forward(v_BTHWC.contiguous(), weights, mixing, path)
-    return z_BTHWC, v_BTHWC.new_empty(0) if kept_BTHWC is None else kept_BTHWC, pooled_RC, *scale
+    z_BTHWC, kept_BTHWC, pooled_RC, scale = _run_forward(v_BTHWC, weights, mixing, _kernels(path))
+    # an operator's results must not be its arguments: an empty tensor stands for v
+    return z_BTHWC, kept_BTHWC if _keeps_more(affine_input, path) else v_BTHWC.new_empty(0), pooled_RC, *scale
 
 
 def _flat_backward(
     grad_BTHWC: Tensor,
-    source_BTHWC: Tensor,
+    kept_BTHWC: Tensor,
     pooled_RC: Tensor,
     alpha_RC: Tensor,
     before: Tensor,
@@ -208,7 +226,9 @@ def _flat_backward(
     weights = AffineWeights(fc1_weight, fc1_bias, fc2_weight, fc2_bias, kernel, kernel_bias)
     mixing = Mixing(group_width, axes, border, affine_input, scale_pool)  # type: ignore[arg-type]  # schema
     scale = Scale(alpha_RC, before, hidden)
-    d_v, d_weights = _run_backward(grad_BTHWC, source_BTHWC.contiguous(), pooled_RC, scale, weights, mixing, path)
+    d_v, d_weights = _run_backward(
+        grad_BTHWC, kept_BTHWC.contiguous(), pooled_RC, scale, weights, mixing, _kernels(path)
+    )
     return [d_v, *(grad_BTHWC.new_empty(0) if d_weight is None else d_weight for d_weight in d_weights)]
 
 
@@ -221,7 +241,7 @@ def _forward_fake(v_BTHWC: Tensor, fc1_weight: Tensor | None, *rest: Any) -> tup
     affine_input, scale_pool, path = rest[-3:]
     B, T, _, _, C = v_BTHWC.shape
     num_rows, wide = B * T if scale_pool == "frame" else B, wide_type(v_BTHWC)
-    kept = v_BTHWC.new_empty(v_BTHWC.shape if affine_input == "s" and path != "triton" else 0)
+    kept = v_BTHWC.new_empty(v_BTHWC.shape if _keeps_more(affine_input, path) else 0)
     pooled_RC, alpha_RC = (v_BTHWC.new_empty((num_rows, C), dtype=wide) for _ in range(2))
     inner = 0 if fc1_weight is None else (num_rows, fc1_weight.shape[0])
     before, hidden = (v_BTHWC.new_empty(inner, dtype=wide) for _ in range(2))

@@ -35,13 +35,13 @@ def scale_of(pooled_RC: Tensor, weights: AffineWeights) -> Scale:
 
 
 def scale_grads(
-    pooled_RC: Tensor, scale: Scale, d_alpha_RC: Tensor, weights: AffineWeights
+    pooled_RC: Tensor, scale: Scale, d_alpha_RC: Tensor, weights: AffineWeights, num_tokens: int
 ) -> tuple[Tensor, list[Tensor | None]]:
-    """Gradient of the means, and of the four weights in their order, from that of alpha."""
+    """From the gradient of alpha: each token's by way of the mean of so many, and those of the four weights."""
     if weights.fc1_weight is None or weights.fc2_weight is None:
         return torch.zeros_like(pooled_RC), [None] * 4
     wide = pooled_RC.dtype
     d_out = torch.ops.aten.sigmoid_backward.default(d_alpha_RC, scale.alpha_RC)
     d_before = torch.ops.aten.gelu_backward.default(d_out @ weights.fc2_weight.to(wide), scale.before)
-    d_pooled_RC = d_before @ weights.fc1_weight.to(wide)
-    return d_pooled_RC, [d_before.T @ pooled_RC, d_before.sum(0), d_out.T @ scale.hidden, d_out.sum(0)]
+    d_mean_RC = (d_before @ weights.fc1_weight.to(wide)).div_(num_tokens)
+    return d_mean_RC, [d_before.T @ pooled_RC, d_before.sum(0), d_out.T @ scale.hidden, d_out.sum(0)]

@@ -76,8 +76,8 @@ def test_work_cut_into_many_programs_gives_the_same():
     kernel, bias = weights.kernel.detach(), weights.kernel_bias.detach()
     results = []
     for tiles in [kernels.Tiles(8, 32, 5, 1, 4), kernels.Tiles(4, 16, 2, 2, 4)]:
-        z = kernels.mix(v, None, alpha, kernel, bias, mixing, tiles)
-        results.append((z, *kernels.weight_grads(v, None, grad, alpha, kernel, mixing, tiles)[:3]))
+        z = kernels.mix(v, alpha, kernel, bias, mixing, tiles)
+        results.append((z, *kernels.weight_grads(v, grad, kernel, mixing, tiles)))
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-5)
 
 
