@@ -1,4 +1,4 @@
-"""What every implementation of the Affine-Shift operator takes and gives.
+"""What every implementation of the Affine-Shift operator takes: learned values and switches.
 
     s = Shift(v);   z = alpha * s + DWConv(u);   alpha = sigmoid(MLP(mean of u));   u = v or s
 
