@@ -256,7 +256,9 @@ class S3Store:
                 request["IfMatch"] = version
             if end is not None:
                 request["Range"] = f"bytes={position}-{end - 1}"
-            answer = self._requests.ask(key, "get_object", request)
+                answer = self._requests.get_range(key, request)
+            else:
+                answer = self._requests.ask(key, "get_object", request)
             version, coming = answer["ETag"], int(answer["ContentLength"])
             end = position + coming if end is None else end
             if coming != end - position:

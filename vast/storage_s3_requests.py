@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from vast.errors import ObjectDamaged, ObjectMissing, StoreError, UserError
+from vast.storage_s3_presigned import PresignedGets
 
 # With these pauses some twenty seconds pass before a server that fails at once is given up, so it may be restarted.
 TRIES = 8
@@ -63,15 +64,18 @@ class Requests:
     def __init__(self, url: str, bucket: str) -> None:
         self._url = url
         self._bucket = bucket
-        self._client_of: tuple[int, Any] | None = None
+        self._gets_of: tuple[int, PresignedGets] | None = None
 
     @property
     def client(self) -> Any:
         """The boto3 client of this process."""
+        return self._gets().client
+
+    def _gets(self) -> PresignedGets:
         # No lock: two threads may make one each, which is harmless, but a lock held during a fork stays locked.
-        made = self._client_of
+        made = self._gets_of
         if made is None or made[0] != os.getpid():
-            made = self._client_of = (os.getpid(), _make_client())
+            made = self._gets_of = (os.getpid(), PresignedGets(_make_client()))
         return made[1]
 
     def run(self, key: str, call: Callable[[Any], T]) -> T:
@@ -125,6 +129,10 @@ class Requests:
             return answer
 
         return self.run(key, call)
+
+    def get_range(self, key: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Return the answer to a request for a range of an object, see `run`."""
+        return self.run(key, lambda _: self._gets().get_object(**request))
 
     def body(self, data: bytes) -> dict[str, Any]:
         """Return the arguments of a request that carry its body, with a checksum that the server compares."""
