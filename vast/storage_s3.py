@@ -96,16 +96,16 @@ class S3Store:
 
     def get_bytes(self, key: str) -> bytes:
         """See Store."""
-        data = bytearray()
-        self._fetch(key, 0, None, data.extend)
-        return bytes(data)
+        parts: list[bytes] = []
+        self._fetch(key, 0, None, parts.append)
+        return b"".join(parts)
 
     def get_range(self, key: str, offset: int, size_bytes: int) -> bytes:
         """See Store."""
-        data = bytearray()
+        parts: list[bytes] = []
         if size_bytes:
-            self._fetch(key, offset, size_bytes, data.extend)
-        return bytes(data)
+            self._fetch(key, offset, size_bytes, parts.append)
+        return b"".join(parts)
 
     def get_file(self, key: str, path: str | os.PathLike[str]) -> None:
         """See Store."""

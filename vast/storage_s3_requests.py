@@ -11,6 +11,7 @@ import io
 import itertools
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -46,6 +47,17 @@ _PASSING = {
 }
 # Endpoints that have answered this process.
 _ANSWERED: set[str] = set()
+# A client takes a fifth of a second and 10 MB to make: threads that want their first one at once wait for each other.
+_making = threading.Lock()
+
+
+def _unlock_in_child() -> None:
+    """Give a forked process a lock that no thread holds, for it has not those threads."""
+    global _making
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock_in_child)
 
 T = TypeVar("T")
 
@@ -72,10 +84,12 @@ class Requests:
         return self._gets().client
 
     def _gets(self) -> PresignedGets:
-        # No lock: two threads may make one each, which is harmless, but a lock held during a fork stays locked.
         made = self._gets_of
         if made is None or made[0] != os.getpid():
-            made = self._gets_of = (os.getpid(), PresignedGets(_make_client()))
+            with _making:
+                made = self._gets_of
+                if made is None or made[0] != os.getpid():
+                    made = self._gets_of = (os.getpid(), PresignedGets(_make_client()))
         return made[1]
 
     def run(self, key: str, call: Callable[[Any], T]) -> T:
