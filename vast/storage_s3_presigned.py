@@ -45,7 +45,7 @@ class PresignedGets:
             return {"Body": body, "ContentLength": size_bytes, "ETag": answer.headers["ETag"]}
         content = answer.content  # read to its end, so that the connection can be used again
         if answer.status_code in _MEANT:
-            raise _error(answer, content)
+            _raise(answer, content)
         self._urls.pop(request["Key"], None)
         found = self._by_boto(request)
         self._refused = is_new
@@ -79,10 +79,10 @@ class PresignedGets:
         return session.send(AWSPreparedRequest("GET", url, headers, None, True))
 
 
-def _error(answer: Any, content: bytes) -> Exception:
-    """Return the error that boto3 would raise."""
+def _raise(answer: Any, content: bytes) -> None:
+    """Raise what boto3 would."""
     from botocore.exceptions import ClientError
     from botocore.parsers import create_parser
 
     response = {"status_code": answer.status_code, "headers": answer.headers, "body": content}
-    return ClientError(create_parser("rest-xml").parse(response, None), "GetObject")
+    raise ClientError(create_parser("rest-xml").parse(response, None), "GetObject")

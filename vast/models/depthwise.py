@@ -54,15 +54,14 @@ def conv_in_place(x_BTHWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tenso
 
 def conv_weight_grads(x_BTHWC: Tensor, grad_BTHWC: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of weight and bias alone."""
-    if weight.ndim == 4:
-        return _frame_grads(x_BTHWC, grad_BTHWC, weight)
-    here, bias = _frame_grads(x_BTHWC, grad_BTHWC, weight[:, :, 1])
-    if x_BTHWC.shape[1] == 1:
-        before = after = torch.zeros_like(here)
-    else:
-        before, _ = _frame_grads(x_BTHWC[:, :-1], grad_BTHWC[:, 1:], weight[:, :, 0])
-        after, _ = _frame_grads(x_BTHWC[:, 1:], grad_BTHWC[:, :-1], weight[:, :, 2])
-    return torch.stack((before, here, after), dim=2), bias
+    here, bias = _frame_grads(x_BTHWC, grad_BTHWC, weight if weight.ndim == 4 else weight[:, :, 1], [False, True, True])
+    return _with_neighbours(here, x_BTHWC, grad_BTHWC, weight), bias
+
+
+def conv_weight_grad(x_BTHWC: Tensor, grad_BTHWC: Tensor, weight: Tensor) -> Tensor:
+    """Gradient of the weight alone, a sixth cheaper."""
+    here = _frame_weight_grad(x_BTHWC, grad_BTHWC, weight if weight.ndim == 4 else weight[:, :, 1])
+    return _with_neighbours(here, x_BTHWC, grad_BTHWC, weight)
 
 
 def flipped(weight: Tensor, num_axes: int) -> Tensor:
@@ -76,10 +75,26 @@ def _conv_frames(x_BTHWC: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor
     return out.permute(0, 2, 3, 1).reshape(B, T, H, W, C)
 
 
-def _frame_grads(x_BTHWC: Tensor, grad_BTHWC: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def _with_neighbours(here: Tensor, x_BTHWC: Tensor, grad_BTHWC: Tensor, weight: Tensor) -> Tensor:
+    """Put what neighbouring frames give beside the gradient of the kernel within frames."""
+    if weight.ndim == 4:
+        return here
+    if x_BTHWC.shape[1] == 1:
+        before = after = torch.zeros_like(here)
+    else:
+        before = _frame_weight_grad(x_BTHWC[:, :-1], grad_BTHWC[:, 1:], weight[:, :, 0])
+        after = _frame_weight_grad(x_BTHWC[:, 1:], grad_BTHWC[:, :-1], weight[:, :, 2])
+    return torch.stack((before, here, after), dim=2)
+
+
+def _frame_weight_grad(x_BTHWC: Tensor, grad_BTHWC: Tensor, weight: Tensor) -> Tensor:
+    return _frame_grads(x_BTHWC, grad_BTHWC, weight, [False, True, False])[0]
+
+
+def _frame_grads(x_BTHWC: Tensor, grad_BTHWC: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor]:
     _, d_weight, d_bias = torch.ops.aten.convolution_backward.default(
         *(_frames(grad_BTHWC), _frames(x_BTHWC), weight, [weight.shape[0]], [1, 1], [1, 1], [1, 1]),
-        *(False, [0, 0], weight.shape[0], [False, True, True]),
+        *(False, [0, 0], weight.shape[0], wanted),
     )
     return d_weight, d_bias
 

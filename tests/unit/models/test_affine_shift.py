@@ -132,16 +132,20 @@ def test_rounding_stays_in_its_type(path, affine_input, width, dtype, tolerance)
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("affine_input", ["v", "s"])
-def test_the_scale_s_gradients_sum_unrounded_products(affine_input, dtype):
+@pytest.mark.parametrize("shape", [(2, 4, 6, 6, 24), (2, 8, 16, 16, 64)], ids=["tiny clips", "clips summed one by one"])
+def test_the_scale_s_gradients_sum_unrounded_products(shape, affine_input, dtype):
     """Products rounded to bfloat16 before their sum would be off by 2e-3."""
-    weights, mixing = make_weights(True, "1x3x3", torch.float32, 24), Mixing(4, "hwt", "zero", affine_input, "clip")
+    dim = shape[-1]
+    weights, mixing = make_weights(True, "1x3x3", torch.float32, dim), Mixing(4, "hwt", "zero", affine_input, "clip")
     exact = AffineWeights(*(weight.detach().double().requires_grad_() for weight in weights))
-    v, seed = (torch.randn(2, 4, 6, 6, 24).to(dtype) for _ in range(2))
+    v, seed = (torch.randn(shape).to(dtype) for _ in range(2))
 
-    mine = torch.autograd.grad(affine_shift(v, weights, mixing, "eager"), weights[:4], seed)
-    theirs = torch.autograd.grad(formula(v.double(), exact, mixing), exact[:4], seed.double())
+    mine = torch.autograd.grad(affine_shift(v, weights, mixing, "eager"), weights, seed)
+    theirs = torch.autograd.grad(formula(v.double(), exact, mixing), exact, seed.double())
 
-    assert max(relative(*pair) for pair in zip(mine, theirs, strict=True)) < 1e-5
+    off = [relative(*pair) for pair in zip(mine, theirs, strict=True)]
+    assert max(off[:4]) < 1e-5
+    assert max(off[4:]) < 5e-3
 
 
 def relative(x: Tensor, wanted: Tensor) -> float:

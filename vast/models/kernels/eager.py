@@ -11,10 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vast.models.depthwise import conv_in_place, conv_weight_grads, flipped
+from vast.models.depthwise import conv_in_place, conv_weight_grad, conv_weight_grads, flipped
 from vast.models.kernels.mixing import AffineWeights, Mixing, wide_type
 from vast.models.kernels.scale import Scale, scale_grads, scale_of
 from vast.models.shift import copy_shifted, copy_unshifted
+
+_ONE_PASS_MIN_VALUES = 1 << 17
+"""Values of a clip from which its sums in a call of their own took less time when measured."""
 
 
 def forward(v_BTHWC: Tensor, weights: AffineWeights, mixing: Mixing) -> tuple[Tensor, Tensor, Tensor, Scale]:
@@ -39,12 +42,20 @@ def backward(
     groups = mixing.groups(grad_BTHWC.shape[1])
     alpha_BTHWC = _beside(scale.alpha_RC, grad_BTHWC)
     kernel = d_kernel = d_bias = from_s_BTHWC = None
+    # Where the gradient of alpha is found in one pass over grad, that of the bias, its sum, costs nothing.
+    sums_grad = mixing.affine_input == "s" and _one_pass_sums(grad_BTHWC, mixing)
     if weights.kernel is not None:  # first, because it needs the caches most
         kernel = weights.kernel.to(grad_BTHWC.dtype)
-        d_kernel, d_bias = conv_weight_grads(u_BTHWC, grad_BTHWC, kernel)
+        if sums_grad:
+            d_kernel = conv_weight_grad(u_BTHWC, grad_BTHWC, kernel)
+        else:
+            d_kernel, d_bias = conv_weight_grads(u_BTHWC, grad_BTHWC, kernel)
     if mixing.affine_input == "s":
         from_s_BTHWC = grad_BTHWC
-        d_alpha_RC = _dot_of_rows(grad_BTHWC, u_BTHWC, mixing)
+        if sums_grad:
+            d_alpha_RC, d_bias = _dots_and_sum(grad_BTHWC, u_BTHWC)
+        else:
+            d_alpha_RC = _dot_of_rows(grad_BTHWC, u_BTHWC, mixing)
     elif mixing.scale_pool == "clip":
         from_s_BTHWC = copy_unshifted(grad_BTHWC, groups, mixing.border)
         d_alpha_RC = _dot_of_rows(from_s_BTHWC, u_BTHWC, mixing)  # <grad, Shift(v)> = <Unshift(grad), v>
@@ -73,20 +84,36 @@ def mean_of_rows(u_BTHWC: Tensor, mixing: Mixing) -> Tensor:
 
 
 def _dot_of_rows(x_BTHWC: Tensor, y_BTHWC: Tensor, mixing: Mixing) -> Tensor:
-    """Sums of x * y over the tokens of each clip or frame."""
-    if x_BTHWC.element_size() == 2 and x_BTHWC.device.type == "cpu" and mixing.scale_pool == "clip":
-        # The gradient of a batch norm's weight at mean 0 and variance 1: one pass of its own, with sums in float32.
-        # 0.5 to 0.7 of the time of a product and its sum, and 1e-7 off instead of 2e-3, as no product is rounded.
-        zeros_C, ones_C = (full(x_BTHWC.shape[-1], dtype=torch.float32) for full in (torch.zeros, torch.ones))
-        dots = [
-            torch.ops.aten.native_batch_norm_backward.default(
-                *(_as_image(x), _as_image(y), ones_C, None, None, zeros_C, ones_C, True, 0.0, [False, True, False])
-            )[1]
-            for x, y in zip(x_BTHWC.unbind(), y_BTHWC.unbind(), strict=True)
-        ]
-        return torch.stack(dots)
-    sums = (x_BTHWC * y_BTHWC).sum(mixing.pool_axes, dtype=wide_type(x_BTHWC))
+    """Sums of x * y over the tokens of each clip or frame; on a CPU no product is rounded to half precision."""
+    if _one_pass_sums(x_BTHWC, mixing):
+        return _dots_and_sum(x_BTHWC, y_BTHWC)[0]
+    wide = wide_type(x_BTHWC)
+    if x_BTHWC.device.type == "cpu":
+        x_BTHWC = x_BTHWC.to(wide)
+    sums = (x_BTHWC * y_BTHWC).sum(mixing.pool_axes, dtype=wide)
     return sums if sums.ndim == 2 else sums.flatten(0, 1)
+
+
+def _one_pass_sums(x_BTHWC: Tensor, mixing: Mixing) -> bool:
+    """Whether `_dots_and_sum` pays: in half precision on a CPU, where clips are pooled whole and not tiny."""
+    is_half = x_BTHWC.element_size() == 2 and x_BTHWC.device.type == "cpu"
+    return is_half and mixing.scale_pool == "clip" and x_BTHWC.numel() >= x_BTHWC.shape[0] * _ONE_PASS_MIN_VALUES
+
+
+def _dots_and_sum(x_BTHWC: Tensor, y_BTHWC: Tensor) -> tuple[Tensor, Tensor]:
+    """For each clip the sum of x * y over its tokens; and the sum of x over all, in float32.
+
+    The gradients of a batch norm's weight and bias at mean 0 and variance 1: one pass of its own, which takes 0.5 to
+    0.7 of the time of a product and its sum.
+    """
+    zeros_C, ones_C = (full(x_BTHWC.shape[-1], dtype=torch.float32) for full in (torch.zeros, torch.ones))
+    grads = [
+        torch.ops.aten.native_batch_norm_backward.default(
+            *(_as_image(x), _as_image(y), ones_C, None, None, zeros_C, ones_C, True, 0.0, [False, True, True])
+        )
+        for x, y in zip(x_BTHWC.unbind(), y_BTHWC.unbind(), strict=True)
+    ]
+    return torch.stack([dots_C for _, dots_C, _ in grads]), torch.stack([sum_C for *_, sum_C in grads]).sum(0)
 
 
 def _as_image(x_THWC: Tensor) -> Tensor:
