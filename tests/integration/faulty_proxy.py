@@ -57,13 +57,18 @@ class Request:
     def identity(self) -> str:
         """What the same request has again when it is repeated, in this run and in another one.
 
-        Left out: the bucket and the numbers of uploads and scratch objects, which are drawn at random, the host, and
-        where a range begins, as a resumed download asks for the rest of the same range.
+        Left out: the bucket and the numbers of uploads and scratch objects, which are drawn at random, the host, a
+        signature, and where a range begins, as a resumed download asks for the rest of the same range.
         """
-        path, query = urlsplit(self.target).path, urlsplit(self.target).query
-        key = re.sub("[0-9a-f]{32}", "*", path.lstrip("/").partition("/")[2])
-        fields = sorted((name, value) for name, value in parse_qsl(query, keep_blank_values=True) if name != "uploadId")
+        key = re.sub("[0-9a-f]{32}", "*", urlsplit(self.target).path.lstrip("/").partition("/")[2])
+        fields = sorted((name, value) for name, value in self.fields if name != "uploadId")
         return f"{self.method} {key} {fields} {self.headers.get('range', '').rpartition('-')[2]}"
+
+    @property
+    def fields(self) -> list[tuple[str, str]]:
+        """What the URL asks for besides the object, without its signature."""
+        fields = parse_qsl(urlsplit(self.target).query, keep_blank_values=True)
+        return [(name, value) for name, value in fields if not name.startswith("X-Amz-")]
 
 
 Schedule = Callable[[Request, int], str | None]
@@ -93,7 +98,7 @@ def fits(fault: str, request: Request) -> bool:
     if fault in UPLOAD_FAULTS:
         return len(request.body) > 1
     if fault == SLOW_BODY:
-        return request.method == "GET" and "?" not in request.target  # an object's body, not a list
+        return request.method == "GET" and not request.fields  # an object's body, not a list
     return fault not in BODY_FAULTS or request.method in ("GET", "POST")
 
 
