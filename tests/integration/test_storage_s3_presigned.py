@@ -3,6 +3,7 @@
 import contextlib
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,7 @@ import pytest
 
 import vast.storage_s3_presigned
 import vast.storage_s3_requests
+from vast.errors import StoreError
 from vast.storage_s3 import S3Store
 
 CONTENT = bytes(range(250)) * 4
@@ -105,6 +107,14 @@ def test_a_url_is_made_anew_before_it_ends(picky: type[_Picky], monkeypatch: pyt
     monkeypatch.setattr(vast.storage_s3_presigned.time, "monotonic", lambda: begun + made[0]["ExpiresIn"] / 2)
     read(3, store)
     assert len(made) == 2
+
+
+def test_a_signature_is_in_no_message(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(vast.storage_s3_requests, "FIRST_PAUSE_S", 0.01)
+    with pytest.raises(StoreError, match=r'Could not connect .* "http://127\.0\.0\.1:9/[^?]*/k"') as caught:
+        S3Store(s3_url).get_range("k", 0, 10)
+    assert "X-Amz" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_threads_that_begin_together_share_one_client(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
