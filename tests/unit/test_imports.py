@@ -17,7 +17,8 @@ RULES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "vast.errors": ((), ("torch", "ray", "mlflow", "boto3")),
     "vast.storage": (("vast.errors", "vast.storage_s3"), ("torch", "ray", "mlflow")),
     "vast.storage_s3": (("vast.errors", "vast.storage", "vast.storage_s3_requests"), ("torch", "ray", "mlflow")),
-    "vast.storage_s3_requests": (("vast.errors",), ("torch", "ray", "mlflow")),
+    "vast.storage_s3_requests": (("vast.errors", "vast.storage_s3_presigned"), ("torch", "ray", "mlflow")),
+    "vast.storage_s3_presigned": ((), ("torch", "ray", "mlflow")),
     "vast.dataset_format": (("vast.errors", "vast.storage"), ("torch", "ray", "mlflow", "pyarrow")),
     "vast.remote_parquet": (("vast.storage",), ("torch", "ray", "mlflow")),
     "vast.sample_index": (
