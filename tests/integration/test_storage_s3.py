@@ -1,12 +1,10 @@
 """vast.storage against a real S3 server, and against one whose bodies break off."""
 
-import contextlib
 import hashlib
 import os
 import pickle
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 
 import vast.storage_s3
 import vast.storage_s3_requests
+from tests.integration.loopback import serving_s3
 from vast.errors import ObjectDamaged, ObjectMissing, StoreError, UserError
 from vast.storage import Store, open_store
 from vast.storage_s3 import S3Store
@@ -150,21 +149,8 @@ class _BreaksOff(BaseHTTPRequestHandler):
 def breaking(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_BreaksOff]]:
     handler = type("Handler", (_BreaksOff,), {"ranges": []})
     monkeypatch.setattr(vast.storage_s3_requests.time, "sleep", lambda seconds: None)
-    with _serving(handler, monkeypatch):
+    with serving_s3(handler, monkeypatch):
         yield handler
-
-
-@contextlib.contextmanager
-def _serving(handler: type[BaseHTTPRequestHandler], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Serve on the loopback, with the AWS variables pointing there."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    with contextlib.closing(server.socket):
-        yield
-        server.shutdown()
-        thread.join()
 
 
 def test_a_body_that_breaks_off_is_resumed_where_it_broke(breaking: type[_BreaksOff]) -> None:
@@ -327,7 +313,7 @@ class _Simple(BaseHTTPRequestHandler):
 @pytest.fixture
 def simple(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Simple]]:
     handler = type("Handler", (_Simple,), {"objects": {}})
-    with _serving(handler, monkeypatch):
+    with serving_s3(handler, monkeypatch):
         yield handler
 
 

@@ -1,18 +1,18 @@
 """Ranges by presigned URLs, against a real S3 server and against one that does not take them."""
 
-import contextlib
 import threading
 import time
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
 
 import vast.storage_s3_presigned
 import vast.storage_s3_requests
+from tests.integration.loopback import serving_s3
 from vast.errors import StoreError
 from vast.storage_s3 import S3Store
 
@@ -60,14 +60,8 @@ class _Picky(BaseHTTPRequestHandler):
 @pytest.fixture
 def picky(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[_Picky]]:
     handler = type("Handler", (_Picky,), {"answers": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    with contextlib.closing(server.socket):
+    with serving_s3(handler, monkeypatch):
         yield handler
-        server.shutdown()
-        thread.join()
 
 
 def read(times: int, store: S3Store) -> None:
