@@ -47,7 +47,7 @@ test-servers: $(INSTALLED) ## MLflow's pages and the reports in a browser, a tra
 test-stack: $(INSTALLED) ## a whole local cluster, preflight with planted faults, planted secrets, Kubernetes' jobs on Ray
 	@$(PYTEST) tests -m stack --durations=8
 
-test-campaigns: $(INSTALLED) ## the demo and every command of the README; builds and searches killed over and over, a store that keeps failing
+test-campaigns: $(INSTALLED) ## the demo, pictures to a video model and every command of the README; builds and searches killed over and over, a store that keeps failing
 	@$(PYTEST) tests -m campaign
 
 test-survival: $(INSTALLED) ## training runs whose ranks, Ray and driver are killed over and over, and whose store fails

@@ -54,7 +54,7 @@ def campaign(config: dict[str, Any], output: str, whole: str, *options: str) -> 
     environment = {**os.environ, "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("RAY_ADDRESS", None)
     command = [sys.executable, str(HERE / "kill_training.py"), json.dumps(config), output, whole, *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1500)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3000)
     print(done.stderr)
     assert done.returncode == 0, done.stderr[-8000:]
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -23,7 +23,7 @@ def run(capfd, *words):
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_pictures_are_sharded_trained_on_and_scored_and_start_a_video_model(
     ray_local, mlflow_server, picture_folder, ssv2_shards, tmp_path, monkeypatch, capfd
 ):
