@@ -17,7 +17,8 @@ A ratio is the median over the rounds of clips a second against clips a second i
 that of each side's best turn, which others that use the machine have disturbed least. Each `cpu_` ratio compares CPU
 seconds a clip, this process included, and bears better that a machine does other things too: the S3 server
 and the proxy, for one, which share the cores. What readers waited for the store is told apart. The readers' time for
-the crop is partly won back: they keep freed memory, which spares decord page faults. The last line is JSON.
+the crop is partly won back: they keep freed memory, which spares decord page faults, and crop beside decoding while a
+core is idle. Where readers have all cores (`--readers` as many) that is not so. The last line is JSON.
 """
 
 import argparse

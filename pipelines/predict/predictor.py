@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipelines.predict.prepare import Prepared, prepare
 from vast.data.protocols import EvalProtocol, resolve_protocol
-from vast.data.reader import EvalBatch, cut_views
+from vast.data.reader import EvalBatch, decode_views
 from vast.models.vast import Vast
 from vast.train.checkpoint import ModelCard
 from vast.train.evaluate import score_batches
@@ -73,7 +73,7 @@ class Predictor:
         """
         data, views = self.data, self.protocol.views
         clip_VTHWC = torch.empty((len(views), data.num_frames, data.crop_size, data.crop_size, 3), dtype=torch.uint8)
-        cut_views(clip.media, clip.num_frames, clip.video_fps, data, views, clip_VTHWC)
+        decode_views(clip.media, clip.num_frames, clip.video_fps, data, views)(clip_VTHWC)
         return clip_VTHWC.permute(0, 4, 1, 2, 3)
 
     def probabilities(self, clip: Prepared) -> NDArray[np.float32]:

@@ -1,5 +1,7 @@
 """What a reader does with one sample: the clips that a batch wants of it, written into their places in the batch.
 
+That has two halves, decoding and cropping, so that a reader may decode the next sample while it crops this one.
+
 A job carries the index row of its sample, so a reader needs neither the index nor any state, and any reader answers any
 job alike. Where readers run, and what becomes of those that crash or hang, is the business of vast.data.readers.
 """
@@ -7,9 +9,9 @@ job alike. Where readers run, and what becomes of those that crash or hang, is t
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
@@ -72,6 +74,10 @@ class Filled:
     """Seconds spent: store (waiting for bytes), decode, crop."""
 
 
+Crop: TypeAlias = Callable[[Sequence[Tensor]], Filled]
+"""The second half of a job, given its places in the batch; it holds the decoded frames."""
+
+
 class SampleReader(Protocol):
     """Makes the clips of one sample; it may be pickled."""
 
@@ -83,8 +89,8 @@ class SampleReader(Protocol):
     def place_shape(self) -> tuple[int, ...]:
         """Shape of one row of a batch, uint8."""
 
-    def fill(self, job: Job, data: bytes, places: Sequence[Tensor]) -> Filled:
-        """Decode a sample and write into its places.
+    def decode(self, job: Job, data: bytes) -> Crop:
+        """Decode a sample; what is returned writes into its places.
 
         Raises:
             DecodeError: The bytes cannot be decoded.
@@ -98,8 +104,8 @@ class Coming(Protocol):
         """Wait for them; raises what went wrong."""
 
 
-def fill(reader: SampleReader, job: Job, coming: Coming, places: Sequence[Tensor]) -> Filled:
-    """Do a job: wait for its bytes, decode, write into its places; a sample that cannot be used is no error.
+def decode(reader: SampleReader, job: Job, coming: Coming) -> Crop:
+    """Do the first half of a job: wait for its bytes and decode; a sample that cannot be used is no error.
 
     Raises:
         StoreError: The sample cannot be read, which is not its own fault.
@@ -109,10 +115,16 @@ def fill(reader: SampleReader, job: Job, coming: Coming, places: Sequence[Tensor
     try:
         data = coming.result()
         waited_s = time.perf_counter() - begun
-        filled = reader.fill(job, data, places)
+        crop = reader.decode(job, data)
     except reader.unusable as error:
-        return Filled(damage=str(error), times={"store": time.perf_counter() - begun})
-    return replace(filled, times={"store": waited_s, **filled.times})
+        damaged = Filled(damage=str(error), times={"store": time.perf_counter() - begun})
+        return lambda _: damaged
+
+    def rest(places: Sequence[Tensor]) -> Filled:
+        filled = crop(places)
+        return replace(filled, times={"store": waited_s, **filled.times})
+
+    return rest
 
 
 @dataclass(frozen=True)
@@ -176,26 +188,38 @@ class TrainReader:
         """Of one clip: T, H, W, C."""
         return self._config.num_frames, self._config.crop_size, self._config.crop_size, 3
 
-    def fill(self, job: Job, data: bytes, places: Sequence[Tensor]) -> Filled:
+    def decode(self, job: Job, data: bytes) -> Crop:
         """See SampleReader; the frames that the copies share are decoded once."""
-        config = self._config
-        rngs = [sample_rng(self._seed, job.epoch, job.sample, copy) for copy in range(len(places))]
+        rngs = [sample_rng(self._seed, job.epoch, job.sample, copy) for copy in range(len(job.places))]
         begun = time.perf_counter()
         with _named(self.source, job.row):
             frames_NCHW, copies = _decoded(data, [self._indices(job.row, rng) for rng in rngs])
-        decoded = time.perf_counter()
-        labels: list[int] = []
-        augment: list[AugmentParams] = []
-        for clip_THWC, frames_T, rng in zip(places, copies, rngs, strict=True):
-            box = self._box(frames_NCHW.shape[-2], frames_NCHW.shape[-1], rng)
-            crop_resize(_chosen(frames_NCHW, frames_T), box, clip_THWC)
-            mirrored = self._flip is not None and rng.random() < _FLIP_SHARE
-            if mirrored:
-                clip_THWC.copy_(clip_THWC.flip(2))
-            labels.append(int(self._flip[job.row.label]) if self._flip is not None and mirrored else job.row.label)
-            augment.append(draw_augment(config.augment, config.crop_size, rng))
-        times = {"decode": decoded - begun, "crop": time.perf_counter() - decoded}
-        return Filled(tuple(labels), tuple(augment), times=times)
+        decode_s = time.perf_counter() - begun
+
+        def crop(places: Sequence[Tensor]) -> Filled:
+            begun = time.perf_counter()
+            labels: list[int] = []
+            augment: list[AugmentParams] = []
+            for clip_THWC, frames_T, rng in zip(places, copies, rngs, strict=True):
+                label, params = self._crop(_chosen(frames_NCHW, frames_T), clip_THWC, job.row.label, rng)
+                labels.append(label)
+                augment.append(params)
+            times = {"decode": decode_s, "crop": time.perf_counter() - begun}
+            return Filled(tuple(labels), tuple(augment), times=times)
+
+        return crop
+
+    def _crop(
+        self, frames_TCHW: Tensor, clip_THWC: Tensor, label: int, rng: np.random.Generator
+    ) -> tuple[int, AugmentParams]:
+        """Write one copy into its place; returns its label and what is drawn for the device."""
+        config = self._config
+        box = self._box(frames_TCHW.shape[-2], frames_TCHW.shape[-1], rng)
+        crop_resize(frames_TCHW, box, clip_THWC)
+        if self._flip is not None and rng.random() < _FLIP_SHARE:
+            clip_THWC.copy_(clip_THWC.flip(2))
+            label = int(self._flip[label])
+        return label, draw_augment(config.augment, config.crop_size, rng)
 
     def _indices(self, row: SampleRow, rng: np.random.Generator) -> NDArray[np.int64]:
         config = self._config
@@ -225,18 +249,17 @@ class EvalReader:
         """Of the views of one video: V, T, H, W, C."""
         return len(self._views), self._config.num_frames, self._config.crop_size, self._config.crop_size, 3
 
-    def fill(self, job: Job, data: bytes, places: Sequence[Tensor]) -> Filled:
+    def decode(self, job: Job, data: bytes) -> Crop:
         """See SampleReader; the decoder passes over the video once for all views."""
-        (clip_VTHWC,) = places
         with _named(self.source, job.row):
-            times = cut_views(data, job.row.num_frames, job.row.video_fps, self._config, self._views, clip_VTHWC)
-        return Filled((job.row.label,), times=times)
+            cut = decode_views(data, job.row.num_frames, job.row.video_fps, self._config, self._views)
+        return lambda places: Filled((job.row.label,), times=cut(places[0]))
 
 
-def cut_views(
-    data: bytes, num_video_frames: int, video_fps: float, config: DataConfig, views: Views, clip_VTHWC: Tensor
-) -> dict[str, float]:
-    """Cut all views of a video into their places, decoding each frame once; returns the seconds: decode, crop.
+def decode_views(
+    data: bytes, num_video_frames: int, video_fps: float, config: DataConfig, views: Views
+) -> Callable[[Tensor], dict[str, float]]:
+    """Decode all frames that the views of a video need, each once.
 
     Args:
         data: The encoded clip, as shards hold them.
@@ -244,7 +267,10 @@ def cut_views(
         video_fps: Its rate in frames a second; for dense sampling with a target rate.
         config: How clips are drawn.
         views: Which of them.
-        clip_VTHWC: uint8, temporal view by temporal view, each with its spatial crops in order.
+
+    Returns:
+        What cuts the views into a clip_VTHWC, uint8, temporal view by temporal view, each with its spatial crops in
+        order, and returns the seconds: decode, crop.
 
     Raises:
         DecodeError: The bytes cannot be decoded.
@@ -252,16 +278,21 @@ def cut_views(
     begun = time.perf_counter()
     indices = [_view_indices(num_video_frames, video_fps, config, views, view) for view in range(views.temporal)]
     frames_NCHW, clips = _decoded(data, indices)
-    decoded = time.perf_counter()
-    height, width = frames_NCHW.shape[-2:]
-    crop_NHWC = frames_NCHW.new_empty(len(frames_NCHW), config.crop_size, config.crop_size, 3)
-    for spatial in range(views.spatial):
-        box = view_box(height, width, config.crop_size, config.eval_short_side, spatial, views.spatial)
-        # Views overlap in time: each frame is resized once.
-        crop_resize(frames_NCHW, box, crop_NHWC)
-        for temporal, frames_T in enumerate(clips):
-            clip_VTHWC[temporal * views.spatial + spatial] = crop_NHWC[frames_T]
-    return {"decode": decoded - begun, "crop": time.perf_counter() - decoded}
+    decode_s = time.perf_counter() - begun
+
+    def cut(clip_VTHWC: Tensor) -> dict[str, float]:
+        begun = time.perf_counter()
+        height, width = frames_NCHW.shape[-2:]
+        crop_NHWC = frames_NCHW.new_empty(len(frames_NCHW), config.crop_size, config.crop_size, 3)
+        for spatial in range(views.spatial):
+            box = view_box(height, width, config.crop_size, config.eval_short_side, spatial, views.spatial)
+            # Views overlap in time: each frame is resized once.
+            crop_resize(frames_NCHW, box, crop_NHWC)
+            for temporal, frames_T in enumerate(clips):
+                clip_VTHWC[temporal * views.spatial + spatial] = crop_NHWC[frames_T]
+        return {"decode": decode_s, "crop": time.perf_counter() - begun}
+
+    return cut
 
 
 def _view_indices(

@@ -3,6 +3,9 @@
 A thread takes jobs in as they come and has their bytes fetched; the main thread decodes them in turn. So the bytes of
 later samples come while earlier ones are decoded, and the pipe is always read: its end, when the parent has ended in
 whatever way, ends this process at once, even from within a decoder that hangs (it does not hold the GIL).
+
+A crop is a tenth of a job. While a core of the machine is idle, it is done beside the decoding of the next sample;
+where all are busy that would cost more (the frames have left the cache by then), and the main thread crops itself.
 """
 
 import ctypes
@@ -11,17 +14,19 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vast.data.reader import Job, SampleReader, fill, num_bytes
+from vast.data.reader import Job, SampleReader, decode, num_bytes
 from vast.data.shared_file import SharedFile
 from vast.errors import ReaderError, StoreError, UserError
 
@@ -33,6 +38,8 @@ _BEAT_S = 0.5
 # glibc's numbers of three settings, and the largest threshold that all its versions take.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 _KEPT_BYTES = 32 << 20
+
+_Done = TypeVar("_Done")
 
 
 class Ready:
@@ -72,28 +79,53 @@ def serve(
     news: list[tuple[int, Any]] = []
     threading.Thread(target=_take_in, args=(connection, reader, jobs), daemon=True).start()
     connection.send(Ready())
+    cropper = ThreadPoolExecutor(1)
+    beside: Future[tuple[int, Any]] | None = None
     while True:
         ticket, slot, job, coming, is_last = jobs.get()
         # First the time: a job that seems to have begun long ago would seem to hang.
         state["moved_s"] = time.monotonic()
         state["ticket"] = ticket
-        outcome: Any
-        try:
-            outcome = fill(reader, job, _Beating(coming, state), _places(reader, pixels[slot], job))
-        except (StoreError, UserError) as error:
-            outcome = error
-        except Exception as error:
-            trace = traceback.format_exc()
-            outcome = ReaderError(f"{reader.source.describe(job.row)}: {type(error).__name__}: {error}\n{trace}")
+        crop = _attempt(reader, job, partial(decode, reader, job, _Beating(coming, state)))
+        if beside is not None:
+            news.append(beside.result())
+            beside = None
+        finish = partial(_finish, ticket, crop, reader, job, _places(reader, pixels[slot], job))
+        if not is_last and _a_core_is_idle():
+            beside = cropper.submit(finish)
+        else:
+            news.append(finish())
+        del crop, finish  # which hold frames
         state["ticket"] = IDLE
         state["moved_s"] = time.monotonic()
-        news.append((ticket, outcome))
-        if is_last or isinstance(outcome, Exception):
+        if is_last or any(isinstance(outcome, Exception) for _, outcome in news):
             try:
                 connection.send(news)
             except OSError:
                 os._exit(0)  # nobody wants to know any more
             news = []
+
+
+def _a_core_is_idle() -> bool:
+    """Whether fewer threads run on this machine, this one included, than this process may use cores."""
+    running = Path("/proc/loadavg").read_text().split()[3].partition("/")[0]
+    return int(running) < len(os.sched_getaffinity(0))
+
+
+def _finish(ticket: int, crop: Any, reader: SampleReader, job: Job, places: list[Tensor]) -> tuple[int, Any]:
+    """Do the second half of a job, unless the first one failed."""
+    return ticket, crop if isinstance(crop, Exception) else _attempt(reader, job, partial(crop, places))
+
+
+def _attempt(reader: SampleReader, job: Job, work: Callable[[], _Done]) -> _Done | Exception:
+    """Do part of a job; what it gave, or the error that the parent is to raise."""
+    try:
+        return work()
+    except (StoreError, UserError) as error:
+        return error
+    except Exception as error:
+        trace = traceback.format_exc()
+        return ReaderError(f"{reader.source.describe(job.row)}: {type(error).__name__}: {error}\n{trace}")
 
 
 def keep_freed_memory() -> None:

@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vast.data.reader import Filled, Request, SampleReader, fill, num_bytes
+from vast.data.reader import Filled, Request, SampleReader, decode, num_bytes
 from vast.data.reader_link import Batch, Link, Ticket
 from vast.data.reader_process import BOARD_DTYPE, IDLE, Ready, serve
 from vast.data.shared_file import SharedFile
@@ -114,7 +114,7 @@ def _filled_here(reader: SampleReader, request: Request, coming: list[Any]) -> A
     pixels = torch.empty((request.num_places, *reader.place_shape), dtype=torch.uint8)
     filled = []
     for job, future in zip(request.jobs, coming, strict=True):
-        filled.append(fill(reader, job, future, [pixels[place] for place in job.places]))
+        filled.append(decode(reader, job, future)([pixels[place] for place in job.places]))
     return Answer(request, pixels, filled)
 
 

@@ -17,7 +17,7 @@ from vast.data.config import DataConfig
 from vast.data.dataset import ShardDataset
 from vast.data.fetch import SampleSource
 from vast.data.loader import TrainLoader
-from vast.data.reader import Filled, Job, Request
+from vast.data.reader import Crop, Filled, Job, Request
 from vast.data.readers import ReaderPool, answers
 from vast.errors import DecodeError, ReaderError, StoreError
 
@@ -35,16 +35,20 @@ class Marking:
         self._folder = folder
         self._deeds = deeds or {}
 
-    def fill(self, job: Job, data: bytes, places: Sequence[Tensor]) -> Filled:
+    def decode(self, job: Job, data: bytes) -> Crop:
         deed, _, times = self._deeds.get(job.sample, "").partition(" ")
         done = self._folder / str(job.sample)
         if deed and (not times or done.stat().st_size < int(times) if done.exists() else True):
             with open(done, "ab") as file:
                 file.write(b".")
             self._do(deed)
-        for place in places:
-            place.fill_(job.sample)
-        return Filled((os.getpid(),))
+
+        def crop(places: Sequence[Tensor]) -> Filled:
+            for place in places:
+                place.fill_(job.sample)
+            return Filled((os.getpid(),))
+
+        return crop
 
     def _do(self, deed: str) -> None:
         if deed == "die":
