@@ -91,7 +91,7 @@ def serve(
             news.append(beside.result())
             beside = None
         finish = partial(_finish, ticket, crop, reader, job, _places(reader, pixels[slot], job))
-        if not is_last and _a_core_is_idle():
+        if not is_last and not isinstance(crop, Exception) and _a_core_is_idle():
             beside = cropper.submit(finish)
         else:
             news.append(finish())
