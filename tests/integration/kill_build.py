@@ -9,6 +9,7 @@ with --victims workers the drivers are left alone and Ray's workers are killed i
 """
 
 import argparse
+import faulthandler
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -58,13 +60,17 @@ def build(raw: Path, url: str, num_workers: int) -> None:
     build_dataset(url, annotations, SETTINGS, samples_per_shard=3, num_workers=num_workers)
 
 
-def start(raw: Path, url: str, num_workers: int) -> int:
-    """Start a build in a process of its own."""
+def start(act: Callable[..., None], *arguments: object) -> int:
+    """Call a function in a process of its own.
+
+    It is forked, which saves the imports; so this process itself must never have decoded anything: a fork has the locks
+    of libraries' threads, and not the threads.
+    """
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
-            build(raw, url, num_workers)
+            act(*arguments)
             code = 0
         except BaseException:
             traceback.print_exc()
@@ -106,10 +112,10 @@ def kill_drivers(
     """Kill builds of one prefix until one ends by itself; returns how many were killed."""
     kills = 0
     while True:
-        pid = start(args.raw, url, args.workers)
+        pid = start(build, args.raw, url, args.workers)
         code = finished(pid, whole_s * rng.random() if kills < most else 300)
         if code is not None:
-            assert code == 0, f"a build after {kills} kills failed; its traceback is above"
+            assert code == 0, f"a build after {kills} kills ended with {code}; its traceback is above"
             return kills
         ORPHANS.extend(psutil.Process(pid).children(recursive=True))
         os.kill(pid, signal.SIGKILL)
@@ -138,12 +144,13 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--victims", choices=["driver", "workers"], default="driver")
     args = parser.parse_args()
+    faulthandler.enable()
     rng = random.Random(args.seed)
     with tempfile.TemporaryDirectory() as folder:
         # Who encodes leaves no trace, so the reference needs no Ray; the second shows how long a warm build takes.
         for name in ("cold", "whole"):
             begun = time.monotonic()
-            assert finished(start(args.raw, f"{folder}/{name}", 0), 300) == 0, "the uninterrupted build failed"
+            assert finished(start(build, args.raw, f"{folder}/{name}", 0), 300) == 0, "the uninterrupted build failed"
             whole_s = time.monotonic() - begun + (RAY_START_S if args.workers else 0)
         whole = content(f"{folder}/whole")
         assert content(f"{folder}/cold") == whole
@@ -152,12 +159,12 @@ def main() -> None:
         url = join_url(args.url, f"round-{rounds}")
         rounds += 1
         if args.victims == "workers":
-            more, code = kill_workers(start(args.raw, url, args.workers), rng, args.kills - kills)
-            assert code == 0, "the build did not survive its workers; its traceback is above"
+            more, code = kill_workers(start(build, args.raw, url, args.workers), rng, args.kills - kills)
+            assert code == 0, f"the build did not survive its workers and ended with {code}; its traceback is above"
             kills += more
         else:
             kills += kill_drivers(args, url, rng, args.kills - kills, whole_s, whole)
-        check(url, whole)
+        assert (ended := finished(start(check, url, whole), 300)) == 0, f"{url}: its check ended with {ended}"
     for orphan in psutil.wait_procs(ORPHANS, timeout=2)[1]:
         orphan.kill()
     print(json.dumps({"kills": kills, "rounds": rounds, "seed": args.seed, "whole_s": round(whole_s, 2)}))
