@@ -138,7 +138,7 @@ def read_until(text: str, process: subprocess.Popen[str]) -> str:
 
 def wait_for_checkpoint(folder: Path, beyond: int, process: subprocess.Popen[str]) -> int:
     """Wait until a checkpoint later than step `beyond` is committed; returns its step."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         assert process.poll() is None, f"ended too early: {process.communicate()}"
         for snapshot in folder.glob("runs/*/checkpoint_manager_snapshot.json"):
@@ -147,7 +147,7 @@ def wait_for_checkpoint(folder: Path, beyond: int, process: subprocess.Popen[str
             if steps and max(steps) > beyond:
                 return max(steps)
         time.sleep(0.05)
-    raise AssertionError("no checkpoint in two minutes")
+    raise AssertionError("no checkpoint in five minutes")
 
 
 @pytest.mark.campaign
@@ -160,7 +160,7 @@ def test_ctrl_c_then_sigkill_then_the_same_command_resumes_and_ends_as_if_nothin
     process = start(tmp_path, words)
     first = wait_for_checkpoint(tmp_path, 0, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the foreground group
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "interrupted; the same command continues" in err
     assert "Traceback" not in err
@@ -169,16 +169,16 @@ def test_ctrl_c_then_sigkill_then_the_same_command_resumes_and_ends_as_if_nothin
     assert "resumed at step" in read_until("steps to go", process)
     second = wait_for_checkpoint(tmp_path, first, process)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
 
     process = start(tmp_path, words)
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert int(out.split("resumed at step ")[1].split()[0]) >= second
     assert "from this run's last checkpoint" in out
 
     process = start(tmp_path, words)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=300)
     assert "already finished at step 72" in out
 
     (model,) = tmp_path.glob("runs/*/model/model.safetensors")
