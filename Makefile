@@ -13,6 +13,9 @@ DEMO_FLAGS ?=
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu gets the small one.
 TORCH_INDEX ?=
 
+# Files of the campaigns to run.
+CAMPAIGNS ?= tests
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -48,7 +51,7 @@ test-stack: $(INSTALLED) ## a whole local cluster, preflight with planted faults
 	@$(PYTEST) tests -m stack --durations=8
 
 test-campaigns: $(INSTALLED) ## the demo, pictures to a video model and every command of the README; builds and searches killed over and over, a store that keeps failing
-	@$(PYTEST) tests -m campaign
+	@$(PYTEST) $(CAMPAIGNS) -m campaign
 
 test-survival: $(INSTALLED) ## training runs whose ranks, Ray and driver are killed over and over, and whose store fails
 	@$(PYTEST) tests -m survival
