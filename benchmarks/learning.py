@@ -57,7 +57,7 @@ AXES = {
 KINETICS_LISTS = ["--annotations", "annotations", "--videos", "videos"]
 FORMS = {"with bias": [], "without bias": ["model.bias=false"]}
 RATE = "optim.lr=4.0e-3"
-"""The demo's until 2026-11-30, at which the figures in benchmarks/results were measured; some runs never begin at it."""
+"""The demo's until 2026-11-30, at which benchmarks/results were measured; some runs never begin to learn at it."""
 FRAMES = [
     RATE,
     "data.num_frames=16",
