@@ -160,7 +160,7 @@ def test_ctrl_c_then_sigkill_then_the_same_command_resumes_and_ends_as_if_nothin
     process = start(tmp_path, words)
     first = wait_for_checkpoint(tmp_path, 0, process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to every process of the foreground group
-    _, err = process.communicate(timeout=300)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted; the same command continues" in err
     assert "Traceback" not in err
@@ -169,7 +169,7 @@ def test_ctrl_c_then_sigkill_then_the_same_command_resumes_and_ends_as_if_nothin
     assert "resumed at step" in read_until("steps to go", process)
     second = wait_for_checkpoint(tmp_path, first, process)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate(timeout=300)
+    process.communicate(timeout=60)
 
     process = start(tmp_path, words)
     out, err = process.communicate(timeout=300)
@@ -178,7 +178,7 @@ def test_ctrl_c_then_sigkill_then_the_same_command_resumes_and_ends_as_if_nothin
     assert "from this run's last checkpoint" in out
 
     process = start(tmp_path, words)
-    out, _ = process.communicate(timeout=300)
+    out, _ = process.communicate(timeout=60)
     assert "already finished at step 72" in out
 
     (model,) = tmp_path.glob("runs/*/model/model.safetensors")
