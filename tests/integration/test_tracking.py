@@ -54,7 +54,7 @@ def test_answers_that_are_lost_and_requests_that_never_arrive_neither_double_nor
     log_steps(tracker, range(600))
     tracker.flush(60)
     proxy.schedule = lambda request, number: None
-    assert tracker.close() == 0
+    assert tracker.close(60) == 0
     assert proxy.injected[LOST_RESPONSE] >= 1
     assert proxy.injected[RESET_BEFORE] + proxy.injected[LOST_RESPONSE] >= 3
     assert_once(mlflow_server, run, 600)
@@ -75,7 +75,7 @@ def test_a_server_that_hangs_delays_no_step_and_what_it_then_applies_late_is_the
     longest_s = log_steps(tracker, range(400))
     assert longest_s < 0.5
     time.sleep(max(0.0, hangs_until + 7 - time.monotonic()))
-    assert tracker.close() == 0
+    assert tracker.close(60) == 0
     assert_once(mlflow_server, run, 400)
 
 

@@ -26,7 +26,7 @@ def test_figures_arrive_by_step_and_non_finite_ones_are_flagged(uri, spool):
     for step in range(1, 21):
         tracker.log(step, {"train/loss": 1.0 / step})
     tracker.log(21, {"train/loss": math.inf})
-    assert tracker.close() == 0
+    assert tracker.close(60) == 0
     assert history(run, "train/loss")[:20] == [(s, 1.0 / s) for s in range(1, 21)]
     assert MlflowClient(uri).get_run(run.run_id).data.metrics["train/loss_nonfinite"] == 1.0
     assert list(spool.iterdir()) == []
@@ -101,7 +101,7 @@ sys.stdin.read()
 tracker.flush(60)
 assert not Spool(run).waiting()
 tracker.log(101, {"a": 101.0})
-assert tracker.close() == 0
+assert tracker.close(60) == 0
 assert "mlflow" not in sys.modules
 """
 
@@ -177,7 +177,7 @@ def test_a_full_disk_costs_memory_and_no_points(uri, monkeypatch):
         time.sleep(0.3)
         assert tracker.stored < tracker.logged
     tracker.log(2, {"a": 2.0})
-    assert tracker.close() == 0
+    assert tracker.close(60) == 0
     assert history(run, "a") == [(1, 1.0), (2, 2.0)]
 
 
