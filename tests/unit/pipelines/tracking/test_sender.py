@@ -86,10 +86,11 @@ def test_points_are_on_disk_within_a_second_though_the_server_hangs_and_closing_
 
 
 LOGS = """
-import json, sys, time
+import json, signal, sys, time
 from pipelines.tracking import MlflowTracker, RunRef
 from pipelines.tracking.spool import Spool
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs, as these tests may be, ignore it
 run = RunRef(**json.loads(sys.argv[1]))
 tracker = MlflowTracker(run, flush_every_s=0.05)
 for step in range(1, 101):
