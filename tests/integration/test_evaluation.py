@@ -16,6 +16,7 @@ from mlflow import MlflowClient
 from pipelines import cli
 from pipelines.evaluation.parts import EvalJob
 from pipelines.evaluation.ranks import score_here, score_on_ray
+from preprocessing.synth import SSV2_SCENES
 from vast.data.config import DataConfig
 from vast.models.variants import ModelConfig, create_model
 from vast.sample_index import read_index
@@ -45,7 +46,7 @@ def job(damaged):
 
 def micro():
     torch.manual_seed(0)
-    return create_model(ModelConfig(name="vast_micro"), num_classes=8).eval()
+    return create_model(ModelConfig(name="vast_micro"), num_classes=len(SSV2_SCENES)).eval()
 
 
 def a_rank():
@@ -107,7 +108,7 @@ def test_a_part_that_kills_every_rank_ends_the_evaluation_with_its_name(ray_loca
         list(score_on_ray(job, Lethal(), list(range(12)), print, print, scaling))
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_command_scores_a_trained_model_as_its_training_did(
     ray_local, s3_server, tmp_path, ssv2_shards, monkeypatch, capfd
 ):

@@ -59,6 +59,16 @@ def test_things_move_the_way_the_class_says(scene: SceneName, axis: int, sign: i
     assert agree >= 22
 
 
+def test_what_is_filmed_slides_to_the_right_when_the_camera_turns_left() -> None:
+    """Of all moves along an axis, the one that explains the next frame best."""
+    moves = [(step * down, step * right) for step in range(3, 12) for down, right in ((0, 1), (1, 0), (0, -1), (-1, 0))]
+    for clip in clips("turn", False, 8):
+        one, other = clip[:2, : CANVAS.height].astype(float)
+        left = [np.abs(np.roll(one, move, (0, 1)) - other).mean() for move in moves]
+        down, right = moves[int(np.argmin(left))]
+        assert down == 0 < right
+
+
 @pytest.mark.parametrize("scene", ["approach", "zoom"])
 def test_things_grow_when_they_come_towards_the_camera(scene: SceneName) -> None:
     agree = sum(np.median(np.diff(bright_centre(clip)[2])) > 0 for clip in clips(scene, False, 24))
