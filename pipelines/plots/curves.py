@@ -40,6 +40,7 @@ def learning_curves(path: Path, history: History, title: str) -> None:
         axes.tick_params(labelsize=8)
         axes.grid(axis="y", color="#eeeeee")
         thin(axes)
+    rows[-1].set_ylim(top=min(rows[-1].get_ylim()[1], 101.0))  # no percentages beyond 100, but room for its marker
     _note_best(rows[-1], history)
     _count_steps(rows[-1])
     figure.suptitle(title, fontsize=11)

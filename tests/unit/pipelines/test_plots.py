@@ -154,6 +154,17 @@ def test_curves_of_runs_of_any_length_have_a_fixed_size(tmp_path, num_logs):
         assert (picture.min(axis=-1) < 0.9).mean() > 0.001
 
 
+@pytest.mark.parametrize("top1", [99.6, 100.0])
+def test_no_axis_of_accuracies_goes_beyond_100(tmp_path, monkeypatch, top1):
+    found = history(6)
+    found.value_S_of["eval/top1"][-1] = top1
+    figures = []
+    monkeypatch.setattr("pipelines.plots.curves.save", lambda figure, path: figures.append(figure))
+    learning_curves(tmp_path / "a.png", found, "title")
+    low, high = figures[0].axes[-1].get_ylim()
+    assert low < top1 < high < 102
+
+
 def test_the_parts_of_a_step_are_those_that_training_measures():
     assert set(STEP_PARTS) == set(PARTS)
 
