@@ -1,6 +1,6 @@
 """What the network learns because of its parts: each shift axis, and pretraining, at equal steps.
 
-    python benchmarks/learning.py            five seeds: about two hours on two cores
+    python benchmarks/learning.py            five seeds: two to three hours on two cores
     python benchmarks/learning.py --quick    few clips and steps: shows the path, not the accuracy
 
 Clips are generated and really encoded (`vast synth`), and sharded with a user's commands. The SSv2-like classes come in
