@@ -31,7 +31,7 @@ LR = {"optim.lr": {"loguniform": [1.0e-4, 1.0e-2]}}
 def write_recipe(folder: Path, shards: str, epochs: int, **search: object) -> str:
     tree = {"base": "demo_search", "name": "campaign", **TINY, "search": {"space": LR, **search}}
     tree["data"] = {**TINY["data"], "url": shards}
-    tree["optim"] = {**TINY["optim"], "epochs": epochs, "lr": 4.0e-3}
+    tree["optim"] = {**TINY["optim"], "epochs": epochs, "lr": 4.0e-3}  # the first trial's, whatever the demo trains at
     path = folder / "campaign.yaml"
     path.write_text(yaml.safe_dump(tree, sort_keys=False))
     return str(path)
