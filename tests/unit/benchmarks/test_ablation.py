@@ -23,6 +23,7 @@ def ablation():
     sys.path.remove(str(ROOT / "benchmarks"))
 
 
+@pytest.mark.slow
 def test_every_variant_costs_what_the_default_block_costs(ablation):
     budget = ablation.macs_of(ablation.build(ablation.VARIANTS[ablation.BASELINE], 8, 256))
     for variant in ablation.VARIANTS.values():

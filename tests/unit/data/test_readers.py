@@ -21,6 +21,8 @@ from vast.data.reader import Crop, Filled, Job, Request
 from vast.data.readers import ReaderPool, answers
 from vast.errors import DecodeError, ReaderError, StoreError
 
+pytestmark = pytest.mark.slow  # dozens of processes are started, killed and waited for
+
 LIMIT_S = 60.0
 
 

@@ -37,6 +37,7 @@ def test_json_holds_what_the_library_counts_for_the_asked_clip(capfd):
     assert "measured" not in json.loads(out)
 
 
+@pytest.mark.slow
 def test_the_table_lists_every_size_with_its_clip_and_source(capfd):
     code, out, _ = run(capfd)
     assert code == 0

@@ -79,6 +79,7 @@ def test_a_batch_in_which_everything_failed_is_no_crash():
     assert found.unreadable == [(7, "x")]
 
 
+@pytest.mark.slow
 def test_every_rank_gets_what_one_rank_would_have_found(tmp_path):
     program = Path(__file__).with_name("evaluate_rank.py")
     commands = [[sys.executable, str(program), str(rank), "3", str(tmp_path)] for rank in range(3)]

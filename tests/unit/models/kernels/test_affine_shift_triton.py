@@ -10,6 +10,7 @@ import pytest
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed: pip install triton")
+@pytest.mark.slow
 def test_kernels_in_the_interpreter():
     checks = Path(__file__).with_name("interpreted_affine_shift.py")
     done = subprocess.run(

@@ -22,6 +22,7 @@ def report_on(folder, record):
     return page
 
 
+@pytest.mark.slow
 def test_the_story_of_a_campaign(tmp_path):
     some = [
         *trials(20),

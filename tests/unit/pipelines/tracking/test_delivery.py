@@ -142,6 +142,7 @@ def killed_between_sending_and_forgetting(run: RunRef) -> None:
     tracking.flush(run)
 
 
+@pytest.mark.slow
 def test_a_process_killed_between_sending_and_forgetting_doubles_nothing(run, spool):
     Spool(run).add([("a", float(step), 1000 + step, step) for step in range(20)])
     process = multiprocessing.get_context("spawn").Process(target=killed_between_sending_and_forgetting, args=(run,))

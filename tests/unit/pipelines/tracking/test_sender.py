@@ -15,6 +15,8 @@ from pipelines import tracking
 from pipelines.tracking import MlflowTracker, RunRef
 from pipelines.tracking.spool import Spool
 
+pytestmark = pytest.mark.slow  # every sender imports MLflow
+
 
 def history(run, name):
     return sorted((one.step, one.value) for one in MlflowClient(run.tracking_uri).get_metric_history(run.run_id, name))
