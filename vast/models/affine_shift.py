@@ -8,6 +8,9 @@ and beta, and whether they see v or s, are our choice:
 
     alpha = sigmoid(MLP(mean of u over the tokens)), MLP: C -> C/4 -> C with GELU;   beta = DWConv(u);   u = v or s.
 
+With u = v and as far as alpha is constant, the 3x3 kernel of beta can do all that a shift in space does (take the token
+itself away, add its neighbour); along time it sees nothing, so there only the shift mixes.
+
 `affine_shift` is the whole of it between the two projections. Its plain form is below; the faster ones are in
 `kernels`, and `kernels.operator.choose_path` says which one runs where.
 

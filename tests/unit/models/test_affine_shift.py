@@ -107,6 +107,22 @@ def test_forward_and_gradients_equal_the_formula(path, affine_input, kernel):
             )
 
 
+@pytest.mark.parametrize(("axes", "taps"), [("wt", {0: (0, 1), 1: (2, 1)}), ("ht", {2: (1, 0), 3: (1, 2)})])
+def test_where_the_scale_is_constant_the_bias_s_kernel_can_do_what_a_spatial_shift_does(axes, taps):
+    weights = make_weights(scale=True, kernel="1x3x3")
+    weights = weights._replace(fc2_weight=torch.zeros_like(weights.fc2_weight))  # alpha depends on no clip
+    alpha, kernel = weights.fc2_bias.sigmoid(), weights.kernel.detach().clone()
+    for number, (row, column) in taps.items():
+        channels = slice(2 * number, 2 * number + 2)
+        kernel[channels, 0, row, column] += alpha[channels]
+        kernel[channels, 0, 1, 1] -= alpha[channels]
+    v = torch.randn(2, 3, 4, 5, C, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = affine_shift(v, weights, Mixing(2, "hwt", "zero", "v", "clip"))
+    without = Mixing(2, axes, "zero", "v", "clip")
+    torch.testing.assert_close(affine_shift(v, weights._replace(kernel=kernel), without), whole)
+    assert not torch.allclose(affine_shift(v, weights, without), whole)
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)], ids=str)
 @pytest.mark.parametrize("width", [2, 40])  # narrow and wide groups of folded in half precision
 @pytest.mark.parametrize("affine_input", ["v", "s"])
