@@ -4,6 +4,7 @@ The files are made here, tiny, by the packaged ffmpeg; a kind that its build can
 """
 
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -425,12 +426,13 @@ def test_there_are_many_kinds() -> None:
 
 def test_an_encoder_whose_worker_was_killed_comes_to_an_end() -> None:
     code = (
-        "import os, imageio_ffmpeg\n"
+        "import os, sys\n"
         "from preprocessing.ffmpeg import run_ffmpeg\n"
-        "command = [imageio_ffmpeg.get_ffmpeg_exe(), '-nostdin', '-f', 'lavfi', '-i', 'testsrc2', '-f', 'null', '-']\n"
-        "run_ffmpeg(command, os.open(os.devnull, os.O_RDONLY), 1.0)\n"
+        "command = [sys.argv[1], '-nostdin', '-f', 'lavfi', '-i', 'testsrc2', '-f', 'null', '-']\n"
+        "run_ffmpeg(command, os.open(os.devnull, os.O_RDONLY), 2.0)\n"
     )
-    worker = subprocess.Popen([sys.executable, "-c", code])
+    # found here, as finding it starts an ffmpeg too
+    worker = subprocess.Popen([sys.executable, "-c", code, imageio_ffmpeg.get_ffmpeg_exe()])
     orphan = None
     try:
         deadline = time.monotonic() + 20
@@ -439,6 +441,9 @@ def test_an_encoder_whose_worker_was_killed_comes_to_an_end() -> None:
             orphan = next((int(child) for child in children if is_ffmpeg(int(child))), None)
         if orphan is None:
             pytest.skip("the kernel does not list a process's children")
+        limits = Path(f"/proc/{orphan}/limits")
+        while re.search(r"^Max cpu time +unlimited", limits.read_text(), re.MULTILINE):  # set once it has started
+            assert time.monotonic() < deadline, "ffmpeg runs without a limit"
         os.kill(worker.pid, signal.SIGSTOP)  # so that its own limit does not come first
         time.sleep(0.2)
         worker.kill()
