@@ -165,8 +165,8 @@ def _run_once(arguments: Sequence[str], descriptor: int, time_limit_s: float) ->
 
 
 def _limit(pid: int, time_limit_s: float) -> None:
-    # From outside and not by preexec_fn, which is unsafe in a process with threads and slow in a large one. So an ffmpeg
-    # whose parent dies within its very first milliseconds is without limits, and ends with its file.
+    # From outside and not by preexec_fn, which is unsafe in a process with threads and slow in a large one. So an
+    # ffmpeg whose parent dies within its first milliseconds is without limits, and ends with its file.
     if not hasattr(resource, "prlimit"):
         return
     cpu_s = math.ceil(CPU_SHARE * time_limit_s)
