@@ -32,6 +32,10 @@ ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "100000000000", 
 arena: Ray Train runs the loop in a thread, and a thread's own arena gives memory back whatever the settings: 5 to 9 %.
 """
 
+START_ATTEMPTS = 3
+"""A raylet gives its agent 15 s to start, and then dies. On a busy machine Python's imports alone can take that long;
+the next time they are quicker."""
+
 
 @dataclass(frozen=True)
 class Finished:
@@ -74,10 +78,15 @@ def connect(address: str | None) -> None:
         os.environ.setdefault("RAY_API_SERVER_ADDRESS", "http://127.0.0.1:9")
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
     _listen_on_loopback(address == "local")
-    try:
-        ray.init(address, log_to_driver=False, logging_config=ray.LoggingConfig(log_level="ERROR"), **local)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"--address: no Ray cluster to use at {address!r}: {error}") from error
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            ray.init(address, log_to_driver=False, logging_config=ray.LoggingConfig(log_level="ERROR"), **local)
+            return
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(f"--address: no Ray cluster to use at {address!r}: {error}") from error
+        except Exception as error:  # Ray's own word for it is a plain Exception; what it had started ends with us
+            if "timed out during startup" not in str(error) or attempt == START_ATTEMPTS:
+                raise
 
 
 def _listen_on_loopback(alone: bool) -> None:

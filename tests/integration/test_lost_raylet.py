@@ -1,8 +1,11 @@
-"""The driver leaves in time when its raylet dies: later Ray ends it without a word."""
+"""A raylet that dies is noticed in time: later Ray ends its driver without a word. One that never began is replaced."""
 
+import os
 import subprocess
 import sys
 import textwrap
+
+import pytest
 
 SCRIPT = textwrap.dedent(
     """
@@ -41,3 +44,28 @@ def test_a_raylet_that_dies_while_the_board_is_started_is_noticed():
     *_, seconds, _, connected = line.split()
     assert float(seconds) < 8
     assert connected == "False"
+
+
+SLOW_AGENT = textwrap.dedent(
+    """
+    import os, sys, time
+
+    if any(word.endswith("agent.py") for word in sys.orig_argv) and not os.path.exists(os.environ["SLOW_ONCE"]):
+        time.sleep(20)
+        open(os.environ["SLOW_ONCE"], "w").close()
+    """
+)
+
+
+@pytest.mark.campaign
+def test_a_raylet_whose_agent_is_too_slow_to_start_is_started_again(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(SLOW_AGENT)
+    code = "from pipelines.training.launch import connect; connect(None); import ray; print(ray.is_initialized())"
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "SLOW_ONCE": str(tmp_path / "was slow")}
+    environment.pop("RAY_ADDRESS", None)
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "True"
+    assert (tmp_path / "was slow").exists()
