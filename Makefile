@@ -20,8 +20,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PYTEST := $(BIN)/python -m pytest
-# Two at a time, the real parts first, as they take longest: `tests/conftest.py` gives them a worker of their own.
-SIDE_BY_SIDE := -n 2 --no-loadscope-reorder
+# Two files at a time. Not for the real parts: beside other work Ray's agent may take longer to start than its 15 s.
+UNIT := $(PYTEST) tests/unit -n 2 --dist loadfile
 
 .PHONY: help install demo test test-servers test-stack test-campaigns test-survival test-cluster test-unit lint format ui cluster-up cluster-status cluster-down audit sbom constraints clean
 
@@ -44,7 +44,8 @@ demo: $(INSTALLED) ## the whole path on generated clips: raw video to a trained,
 	@$(BIN)/vast demo --out $(DEMO) $(DEMO_FLAGS)
 
 test: $(INSTALLED) ## unit tests, then integration on a real S3 server, real Ray and a real MLflow
-	@$(PYTEST) tests $(SIDE_BY_SIDE) -m "not servers and not stack and not campaign and not survival and not cluster" --durations=12
+	@$(UNIT)
+	@$(PYTEST) tests/integration tests/gpu -m "not servers and not stack and not campaign and not survival" --durations=12
 
 test-servers: $(INSTALLED) ## MLflow's pages and the reports in a browser, a tracking server over PostgreSQL
 	@$(PYTEST) tests -m servers
@@ -62,7 +63,7 @@ test-cluster: $(INSTALLED) ## three hosts in network namespaces, one killed, one
 	@$(PYTEST) tests -m cluster
 
 test-unit: $(INSTALLED) ## the quick tests alone, about a minute
-	@$(PYTEST) tests/unit $(SIDE_BY_SIDE) -m "not slow"
+	@$(UNIT) -m "not slow"
 
 lint: $(INSTALLED) ## formatting, style and types; changes nothing
 	@$(BIN)/ruff format --check .

@@ -23,7 +23,6 @@ import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
-from xdist.scheduler import LoadFileScheduling
 
 START_LIMIT_S = 60.0
 
@@ -32,17 +31,6 @@ hypothesis.settings.register_profile(
     "repeatable", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )
 hypothesis.settings.load_profile("repeatable")
-
-
-class OneWorkerForTheRealParts(LoadFileScheduling):
-    """A file stays with one worker, and so does all of integration: each would start a store, Ray and MLflow anew."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return "integration" if nodeid.startswith("tests/integration/") else str(super()._split_scope(nodeid))
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneWorkerForTheRealParts:
-    return OneWorkerForTheRealParts(config, log)
 
 
 @pytest.fixture(scope="session")
