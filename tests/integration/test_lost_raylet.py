@@ -51,8 +51,8 @@ SLOW_AGENT = textwrap.dedent(
     import os, sys, time
 
     if any(word.endswith("agent.py") for word in sys.orig_argv) and not os.path.exists(os.environ["SLOW_ONCE"]):
-        time.sleep(20)
         open(os.environ["SLOW_ONCE"], "w").close()
+        time.sleep(20)
     """
 )
 
