@@ -62,7 +62,7 @@ test-survival: $(INSTALLED) ## training runs whose ranks, Ray and driver are kil
 test-cluster: $(INSTALLED) ## three hosts in network namespaces, one killed, one cut off; needs root and iproute2
 	@$(PYTEST) tests -m cluster
 
-test-unit: $(INSTALLED) ## the quick tests alone, about a minute
+test-unit: $(INSTALLED) ## the quick unit tests alone
 	@$(UNIT) -m "not slow"
 
 lint: $(INSTALLED) ## formatting, style and types; changes nothing

@@ -124,8 +124,11 @@ said = {}
 sys.path.insert(0, sys.argv[1])
 for path in sys.argv[2:]:
     sys.argv = [path, "--help"]
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        runpy.run_path(path, run_name="__main__")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as end:
+            assert not end.code, f"{path}: {end.code}"
     said[path] = out.getvalue()
 print(json.dumps(said))
 """

@@ -96,9 +96,9 @@ def test_tables(capfd):
     code, out, _ = run(capfd, "recipes")
     assert code == 0
     assert "demo_finetune_ssv2" in out
-    code, out, _ = run(capfd, "models", "vast_micro")
+    code, out, _ = run(capfd, "models", "vast_ti")
     assert code == 0
-    assert "vast_micro" in out
+    assert "vast_ti" in out
 
 
 def test_check_prints_the_resolved_recipe(capfd, ssv2_shards):
